@@ -1,0 +1,244 @@
+"""The manifest of a bundle: everything that gives the numbers of a compiled graph their meaning.
+
+A bundle is one folder: ``manifest.json`` (this model), the ONNX graph, the golden vectors, the embedding
+statistics and the model card. The manifest holds the digest of every other file, so the digest of the manifest
+names the bundle. Written by ``bundle.writer`` (called by training), read by ``bundle.reader``; no defaults:
+a missing field is an error, because a default would be a guess about how the network was trained.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+from engines.preprocess.spec import PreprocessSpec
+from engines.records import Modality
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+GRAPH_NAME = "model.onnx"
+GOLDEN_NAME = "golden.npz"
+EMBEDDING_NAME = "embedding.npz"
+CARD_NAME = "MODEL_CARD.md"
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=64)]
+BundleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)]
+Version = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$", max_length=16)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sentence = Annotated[str, Field(min_length=1, max_length=2000)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+CoveragePercent = Annotated[float, Field(gt=0, le=100)]
+DType = Literal["uint8", "int32", "int64", "float16", "float32", "float64"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TensorSpec(_Part):
+    """Name, dtype and shape of one input or output; -1 stands for the batch axis, which comes first."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    dtype: DType
+    shape: Annotated[tuple[int, ...], Field(min_length=1, max_length=8)]
+
+    @model_validator(mode="after")
+    def _batch_first(self) -> Self:
+        _require(self.shape[0] == -1 and all(size > 0 for size in self.shape[1:]), "shape is -1, then fixed sizes")
+        return self
+
+
+class FileDigest(_Part):
+    """Digest and size of one file of the bundle."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(gt=0)]
+
+
+class ConformalEstimate(_Part):
+    """One number the network estimates, and its split-conformal interval: value +/- half width.
+
+    Args:
+        quantity: key of the report's code table (``lvef``).
+        unit: UCUM code (``%``, ``l/min``).
+        coverage_percent: what the interval was calibrated to hold.
+        conformal_quantile: half width in ``unit``; where ``sd_offset`` is set, half width divided by
+            (between-clip SD + ``sd_offset``).
+        sd_offset: in ``unit``, or None when the interval does not depend on the spread between clips.
+        minimum, maximum: what the quantity can be at all; a value outside is reported at the limit, with a note.
+    """
+
+    quantity: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    unit: Annotated[str, Field(min_length=1, max_length=16)]
+    coverage_percent: CoveragePercent
+    conformal_quantile: Positive
+    sd_offset: Positive | None
+    minimum: float
+    maximum: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _require(self.minimum < self.maximum, "minimum < maximum")
+        return self
+
+
+class ProbabilityTable(_Part):
+    """Inductive Venn-Abers calibration of one condition, tabulated over the network's logit.
+
+    At a logit, ``low`` and ``high`` are the calibrated probabilities when the case is added to the calibration
+    set as absent and as present; between the grid points they are interpolated, outside they are constant.
+
+    Args:
+        condition: key of the report's code table.
+        threshold_probability: above it the condition is called present; inside the interval nothing is called.
+        coverage_percent: nominal coverage of the pair (100: one of its ends is calibrated by construction).
+        logits: the grid, strictly increasing.
+        low, high: non-decreasing, low <= high, one value per grid point.
+
+    Source: Vovk, Petej, "Venn-Abers predictors", UAI 2014.
+    """
+
+    condition: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    threshold_probability: Annotated[float, Field(gt=0, lt=1)]
+    coverage_percent: CoveragePercent
+    logits: Annotated[tuple[float, ...], Field(min_length=2, max_length=4096)]
+    low: tuple[Probability, ...]
+    high: tuple[Probability, ...]
+
+    @model_validator(mode="after")
+    def _monotone(self) -> Self:
+        _require(len(self.logits) == len(self.low) == len(self.high), "one low and one high per logit")
+        _require(bool(np.all(np.diff(self.logits) > 0)), "logits increase strictly")
+        _require(bool(np.all(np.diff(self.low) >= 0) and np.all(np.diff(self.high) >= 0)), "low and high never fall")
+        _require(bool(np.all(np.asarray(self.low) <= np.asarray(self.high))), "low <= high")
+        return self
+
+
+class EchoPostprocess(_Part):
+    """Clips to one ejection fraction; ``clip_sd_limit_percent`` is the spread above which the engine abstains."""
+
+    modality: Literal[Modality.ECHO]
+    lvef: ConformalEstimate
+    clip_sd_limit_percent: Positive
+
+
+class CmrPostprocess(_Part):
+    """One logit to the probability of an LVEF of at most 40 %."""
+
+    modality: Literal[Modality.CMR]
+    risk: ProbabilityTable
+
+
+class EcgPostprocess(_Part):
+    """``estimates`` and ``conditions`` in the order of the columns of ``estimates`` and ``disease_logits``."""
+
+    modality: Literal[Modality.ECG]
+    estimates: Annotated[tuple[ConformalEstimate, ...], Field(min_length=1)]
+    conditions: Annotated[tuple[ProbabilityTable, ...], Field(min_length=1)]
+
+
+Postprocess = Annotated[EchoPostprocess | CmrPostprocess | EcgPostprocess, Field(discriminator="modality")]
+
+
+class OutOfDistribution(_Part):
+    """Distance of an embedding to the training set; the score is distance / ``limit_distance``.
+
+    Args:
+        file: ``.npz`` with ``mean`` float64 [E] and ``precision`` float64 [E, E] (inverse shrunk covariance).
+        output: name of the network output that is the embedding.
+        limit_distance: Mahalanobis distance at which the score is 1.
+        limit_percentile: share of held-out typical cases below the limit, in percent.
+    """
+
+    file: FileName
+    output: str
+    limit_distance: Positive
+    limit_percentile: CoveragePercent
+
+
+class Golden(_Part):
+    """Records with known results, replayed at every start.
+
+    Args:
+        file: ``.npz`` as ``bundle.golden`` writes it.
+        prepared_tolerance: absolute, per input name: how far the prepared array may lie from the stored one.
+        output_tolerance: absolute, per output name: how far the runtime's answer may lie from the stored one.
+    """
+
+    file: FileName
+    prepared_tolerance: dict[str, NonNegative]
+    output_tolerance: dict[str, NonNegative]
+
+
+class ManifestDraft(_Part):
+    """A manifest before the files are written; ``writer.write_bundle`` adds their digests.
+
+    Args:
+        method: how the numbers come about, in words a cardiologist understands.
+        training_data: what the network has seen ("digital phantoms only").
+        metrics: name -> measured value on held-out data; the model card's table is generated from it. Units in names.
+    """
+
+    schema_version: Literal[1]
+    name: BundleName
+    version: Version
+    modality: Modality
+    method: Sentence
+    intended_use: Sentence
+    training_data: Sentence
+    created_utc: AwareDatetime
+    graph: FileName
+    preprocess: PreprocessSpec
+    inputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
+    postprocess: Postprocess
+    out_of_distribution: OutOfDistribution
+    golden: Golden
+    metrics: dict[str, float]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        kinds = {self.modality.value, self.preprocess.kind, self.postprocess.modality.value}
+        _require(len(kinds) == 1, f"one modality in modality, preprocess and postprocess; found {sorted(kinds)}")
+        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        _require(len(set(names)) == len(names), "tensor names are unique")
+        _require(self.golden.prepared_tolerance.keys() == {t.name for t in self.inputs}, "a tolerance per input")
+        _require(self.golden.output_tolerance.keys() == {t.name for t in self.outputs}, "a tolerance per output")
+        files = [self.graph, self.golden.file, self.out_of_distribution.file, CARD_NAME, MANIFEST_NAME]
+        _require(len(set(files)) == len(files), f"a name of its own for each file; found {sorted(files)}")
+        widths = {tensor.name: tensor.shape[1:] for tensor in self.outputs}
+        _require(len(widths.get(self.out_of_distribution.output, ())) == 1, "an output that is the embedding")
+        for name, width in _answer_widths(self.postprocess).items():
+            _require(widths.get(name) == (width,), f"output {name} with {width} columns, as postprocess calibrates")
+        return self
+
+
+class Manifest(ManifestDraft):
+    """The manifest as it lies in the bundle: the draft and the digest of every other file."""
+
+    files: dict[FileName, FileDigest]
+
+    @model_validator(mode="after")
+    def _files_present(self) -> Self:
+        named = {self.graph, self.golden.file, self.out_of_distribution.file, CARD_NAME}
+        _require(named <= self.files.keys(), f"digests of {sorted(named)}; found {sorted(self.files)}")
+        _require(MANIFEST_NAME not in self.files, "the manifest does not hold its own digest")
+        return self
+
+
+def _answer_widths(post: EchoPostprocess | CmrPostprocess | EcgPostprocess) -> dict[str, int]:
+    if isinstance(post, EchoPostprocess):
+        return {"ef": 1}
+    if isinstance(post, CmrPostprocess):
+        return {"logit": 1}
+    return {"estimates": len(post.estimates), "disease_logits": len(post.conditions)}
+
+
+def _require(condition: bool, expectation: str) -> None:
+    if not condition:
+        msg = f"not a valid manifest: expected {expectation}"
+        raise ValueError(msg)

@@ -1,0 +1,90 @@
+"""Writes a bundle: all files into a new folder beside the target, then one rename.
+
+Called by the exporter of the training package. A bundle that exists is complete: a crash leaves at most a folder
+whose name starts with a dot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from engines.bundle.card import model_card
+from engines.bundle.golden import GoldenCase, golden_bytes
+from engines.bundle.manifest import CARD_NAME, MANIFEST_NAME, FileDigest, Manifest, ManifestDraft
+from engines.predictors.distance import EmbeddingStatistics
+
+
+def write_bundle(
+    directory: Path,
+    draft: ManifestDraft,
+    *,
+    onnx_bytes: bytes,
+    golden: Sequence[GoldenCase],
+    embedding: EmbeddingStatistics,
+) -> Path:
+    """Write the bundle to ``directory``, replacing what stands there.
+
+    Args:
+        directory: the bundle's folder; its parent exists.
+        draft: the manifest without digests.
+        onnx_bytes: the graph, without external data.
+        golden: at least one case.
+        embedding: mean and precision of the training embeddings.
+
+    Returns:
+        ``directory``.
+
+    Raises:
+        ValueError: there is no golden case.
+    """
+    if not golden:
+        msg = "a bundle needs at least one golden case; none was given"
+        raise ValueError(msg)
+    files = {
+        draft.graph: onnx_bytes,
+        draft.golden.file: golden_bytes(golden),
+        draft.out_of_distribution.file: embedding.to_bytes(),
+        CARD_NAME: model_card(draft).encode(),
+    }
+    manifest = Manifest.model_validate({**draft.model_dump(mode="json"), "files": _digests(files)})
+    text = manifest.model_dump_json(indent=1) + "\n"
+    _replace_folder(directory, {**files, MANIFEST_NAME: text.encode()})
+    return directory
+
+
+def _digests(files: Mapping[str, bytes]) -> dict[str, FileDigest]:
+    return {
+        name: FileDigest(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+        for name, content in sorted(files.items())
+    }
+
+
+def _replace_folder(directory: Path, files: Mapping[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        fresh = Path(scratch) / "fresh"
+        fresh.mkdir()
+        for name, content in files.items():
+            _write_durably(fresh / name, content)
+        if directory.exists():
+            directory.rename(Path(scratch) / "former")
+        fresh.rename(directory)
+    _sync(directory.parent)
+
+
+def _write_durably(file: Path, content: bytes) -> None:
+    with file.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

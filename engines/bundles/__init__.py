@@ -1,0 +1,1 @@
+"""The released bundles: package data, one folder each."""

@@ -1,0 +1,230 @@
+"""DICOM ECG waveforms to ``EcgRecord``: leads by code, millivolt by the standard's formula, never the median beat.
+
+``value = stored x sensitivity x correction + baseline``, in the channel's unit (PS3.3 C.10.9.1.4). The only place that
+reads waveform data. Lead codes are those of CID 3001 in MDC and SCP-ECG form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from engines.decode.headers import PARSER_ERRORS, number, parsed, source_of, texts, undecodable
+from engines.errors import InputRefused, NotApplicable, RefusalCode
+from engines.records import LEAD_NAMES, EcgRecord
+
+TWELVE_LEAD, GENERAL, AMBULATORY, GENERAL_32 = (f"1.2.840.10008.5.1.4.1.1.9.1.{last}" for last in (1, 2, 3, 4))
+ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
+INDEPENDENT_LEADS = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
+MAX_SAMPLES = 2_000_000
+MAX_CHANNELS = 24
+
+_MINUS_AVR = "-aVR"  # Cabrera format: negated when read
+_CODES = (1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8)
+_LEAD_OF_CODE = {f"2:{code}": lead for code, lead in zip(_CODES, LEAD_NAMES, strict=True)}
+_LEAD_OF_CODE |= {f"5.6.3-9-{code}": lead for code, lead in zip(_CODES, LEAD_NAMES, strict=True)}
+_LEAD_OF_CODE |= {"2:65": _MINUS_AVR}
+_LEAD_OF_NAME = {lead.upper(): lead for lead in LEAD_NAMES} | {_MINUS_AVR.upper(): _MINUS_AVR}
+_NAME = re.compile(r"^(?:LEAD\s+)?(-?AV[RLF]|V[1-6]|III|II|I)(?:$|[\s,(])")
+_MILLIVOLT_PER_UNIT = {"uV": 1e-3, "mV": 1.0, "V": 1e3, "nV": 1e-6}  # UCUM is case-sensitive
+_DTYPES = {("SB", 8): "i1", ("UB", 8): "u1", ("SS", 16): "<i2", ("US", 16): "<u2", ("SL", 32): "<i4", ("UL", 32): "<u4"}
+
+
+def decode_ecg(instances: Sequence[BinaryIO]) -> EcgRecord:
+    """Decode the first usable twelve-lead recording.
+
+    Raises:
+        NotApplicable: no ECG among the instances.
+        InputRefused: an ECG that cannot be analysed; the first reason found.
+    """
+    refusals: list[InputRefused] = []
+    for instance in instances:
+        try:
+            return _record(parsed(instance))
+        except NotApplicable:
+            continue
+        except InputRefused as refusal:
+            refusals.append(refusal)
+    if refusals:
+        raise refusals[0]
+    raise NotApplicable(RefusalCode.NOT_CARDIAC, "no ECG waveform among the instances")
+
+
+def _record(dataset: Dataset) -> EcgRecord:
+    _check_kind(dataset)
+    try:
+        index, group = _rhythm_group(dataset)
+        leads = _leads(group)
+        signals = {lead: _millivolt(group, channel) for lead, channel in leads.items()}
+    except PARSER_ERRORS as error:
+        raise undecodable(f"the waveform is not readable ({type(error).__name__})") from None
+    signal_mv, derived = _twelve(signals)
+    return EcgRecord(
+        signal_mv=signal_mv.astype(np.float32),
+        sampling_rate_hz=_sampling_rate(group),
+        source=replace(source_of(dataset), waveform_channels=((index + 1, 0),)),
+        derived_leads=derived,
+        highpass_hz=_edge(group, "FilterLowFrequency", max),
+        lowpass_hz=_edge(group, "FilterHighFrequency", min),
+        warnings=_warnings(group, derived),
+    )
+
+
+def _check_kind(dataset: Dataset) -> None:
+    sop_class = str(dataset.SOPClassUID)
+    if sop_class == AMBULATORY:
+        raise InputRefused(
+            RefusalCode.AMBULATORY_RECORD, "an ambulatory ECG was found; a resting twelve-lead ECG of about 10 s is expected"
+        )
+    if sop_class == ENCAPSULATED_PDF and "ECG" in texts(dataset, "Modality"):
+        raise InputRefused(
+            RefusalCode.NO_TWELVE_LEAD_GROUP, "the ECG came as a PDF; send the waveform (12-lead ECG Waveform Storage)"
+        )
+    if sop_class not in (TWELVE_LEAD, GENERAL, GENERAL_32):
+        raise NotApplicable(RefusalCode.NOT_CARDIAC, "not an ECG waveform")
+
+
+def _rhythm_group(dataset: Dataset) -> tuple[int, Dataset]:
+    """The longest original multiplex group with the independent leads, and its index."""
+    groups = list(enumerate(dataset.get("WaveformSequence") or []))
+    original = [(index, group) for index, group in groups if not _is_derived(group)]
+    usable = [(index, group) for index, group in original if set(INDEPENDENT_LEADS) <= set(_leads(group))]
+    if usable:
+        return max(usable, key=lambda pair: _duration_s(pair[1]))
+    found = [sorted(_leads(group)) for _, group in original]
+    together = {lead for leads in found for lead in leads}
+    if len(found) > 1 and set(INDEPENDENT_LEADS) <= together:
+        raise InputRefused(
+            RefusalCode.LEADS_NOT_SIMULTANEOUS,
+            f"the leads lie in {len(found)} groups recorded one after the other; twelve simultaneous leads are expected",
+        )
+    missing = [lead for lead in INDEPENDENT_LEADS if lead not in together]
+    code = RefusalCode.LEADS_MISSING if together else RefusalCode.NO_TWELVE_LEAD_GROUP
+    raise InputRefused(code, f"missing leads: {', '.join(missing)}; I, II and V1 to V6 are expected in one group")
+
+
+def _is_derived(group: Dataset) -> bool:
+    median = any("MEDIAN" in label for label in texts(group, "MultiplexGroupLabel"))
+    return median or texts(group, "WaveformOriginality") == ("DERIVED",)
+
+
+def _duration_s(group: Dataset) -> float:
+    return int(group.NumberOfWaveformSamples) / _sampling_rate(group)
+
+
+def _sampling_rate(group: Dataset) -> float:
+    rate = number(group, "SamplingFrequency")
+    if rate is None or not 0 < rate <= 100_000:
+        raise InputRefused(
+            RefusalCode.SAMPLING_RATE_UNSUPPORTED, f"sampling frequency is {rate}; expected 200 to 1000 Hz in (003A,001A)"
+        )
+    return rate
+
+
+def _leads(group: Dataset) -> dict[str, int]:
+    """Channel index of each lead that could be named; -aVR stands under its own name."""
+    channels = list(group.get("ChannelDefinitionSequence") or [])[:MAX_CHANNELS]
+    named = ((lead_of(channel), index) for index, channel in enumerate(channels))
+    leads: dict[str, int] = {}
+    for lead, index in named:
+        if lead is not None:
+            leads.setdefault(lead, index)
+    return leads
+
+
+def lead_of(channel: Dataset) -> str | None:
+    """Lead of a channel: by code (CID 3001), else by the code's meaning, else by the channel label; None when unknown."""
+    source = (channel.get("ChannelSourceSequence") or [Dataset()])[0]
+    code = next(iter(texts(source, "CodeValue")), "").rstrip("\0").strip()
+    if code in _LEAD_OF_CODE:
+        return _LEAD_OF_CODE[code]
+    for text in (*texts(source, "CodeMeaning"), *texts(channel, "ChannelLabel")):
+        match = _NAME.match(text.rstrip("\0").strip())
+        if match:
+            return _LEAD_OF_NAME[match.group(1)]
+    return None
+
+
+def _samples(group: Dataset) -> NDArray[np.generic]:
+    """Stored values, [samples, channels]."""
+    channels, samples = int(group.NumberOfWaveformChannels), int(group.NumberOfWaveformSamples)
+    if not (0 < channels <= MAX_CHANNELS and 0 < samples <= MAX_SAMPLES):
+        raise InputRefused(
+            RefusalCode.LIMITS_EXCEEDED,
+            f"{channels} channels of {samples} samples; at most {MAX_CHANNELS} of {MAX_SAMPLES} are read",
+        )
+    kind = (str(group.WaveformSampleInterpretation), int(group.WaveformBitsAllocated))
+    if kind not in _DTYPES:
+        raise InputRefused(
+            RefusalCode.UNDECODABLE, f"samples are {kind[0]} of {kind[1]} bits; expected linear 8, 16 or 32-bit integers"
+        )
+    data, dtype = bytes(group.WaveformData), np.dtype(_DTYPES[kind])
+    expected = channels * samples * dtype.itemsize
+    if len(data) < expected:
+        raise InputRefused(
+            RefusalCode.PIXEL_DATA_INCONSISTENT, f"{len(data)} bytes of waveform data; the header promises {expected}"
+        )
+    return np.frombuffer(data, dtype, count=channels * samples).reshape(samples, channels)
+
+
+def _millivolt(group: Dataset, index: int) -> NDArray[np.float64]:
+    """One channel in millivolt; NaN where the stored value is the padding value."""
+    channel = group.ChannelDefinitionSequence[index]
+    stored = _samples(group)[:, index]
+    values = stored.astype(np.float64) * _sensitivity(channel) + (number(channel, "ChannelBaseline") or 0.0)
+    padding = group.get("WaveformPaddingValue")
+    if padding is not None:
+        values[stored == np.frombuffer(bytes(padding)[: stored.itemsize], stored.dtype)[0]] = np.nan
+    return np.asarray(values * _unit_mv(channel))
+
+
+def _sensitivity(channel: Dataset) -> float:
+    sensitivity, correction = number(channel, "ChannelSensitivity"), number(channel, "ChannelSensitivityCorrectionFactor")
+    if sensitivity is None:
+        raise InputRefused(
+            RefusalCode.UNIT_UNKNOWN, "a channel states no sensitivity (003A,0210); without it the amplitude is unknown"
+        )
+    return sensitivity * (1.0 if correction is None else correction)
+
+
+def _unit_mv(channel: Dataset) -> float:
+    units = channel.get("ChannelSensitivityUnitsSequence") or [Dataset()]
+    unit = str(units[0].get("CodeValue", "")).strip("\0 ")
+    if unit not in _MILLIVOLT_PER_UNIT:
+        raise InputRefused(
+            RefusalCode.UNIT_UNKNOWN, f"a channel's unit is {unit[:16]!r}; expected a UCUM voltage (uV, mV) in (003A,0211)"
+        )
+    return _MILLIVOLT_PER_UNIT[unit]
+
+
+def _twelve(signals: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], frozenset[str]]:
+    """Twelve rows; limb leads that were not recorded follow from I and II (Einthoven, Goldberger)."""
+    if _MINUS_AVR in signals:
+        signals.setdefault("aVR", -signals[_MINUS_AVR])
+    one, two = signals["I"], signals["II"]
+    computed = {"III": two - one, "aVR": -(one + two) / 2, "aVL": one - two / 2, "aVF": two - one / 2}
+    rows = [signals[lead] if lead in signals else computed[lead] for lead in LEAD_NAMES]
+    return np.stack(rows), frozenset(lead for lead in LEAD_NAMES if lead not in signals)
+
+
+def _edge(group: Dataset, keyword: str, worst: Callable[[list[float]], float]) -> float | None:
+    """The narrowest stated filter edge over the channels, Hz."""
+    stated = [number(channel, keyword) for channel in group.ChannelDefinitionSequence]
+    edges = [edge for edge in stated if edge]
+    return worst(edges) if edges else None
+
+
+def _warnings(group: Dataset, derived: frozenset[str]) -> tuple[str, ...]:
+    warnings = []
+    if derived:
+        warnings.append(f"Leads {', '.join(sorted(derived))} were not recorded; they were computed from I and II.")
+    lowpass = _edge(group, "FilterHighFrequency", min)
+    if lowpass is not None and lowpass < 100:
+        warnings.append(f"The cart filtered above {lowpass:g} Hz, which lowers amplitudes.")
+    return tuple(warnings)

@@ -1,0 +1,273 @@
+"""Ultrasound multi-frame images to ``CineLoop``: B-mode cine clips, frames decoded one at a time when asked for.
+
+What a clip shows is decided from its header alone (SOP class, regions, time base, view); what the header cannot tell is
+left to preprocessing and to the engine. The only place that reads ultrasound pixel data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, iter_pixels
+
+from engines.decode.headers import PARSER_ERRORS, heart_rate_bpm, number, parsed, source_of, texts
+from engines.errors import InputRefused, NotApplicable, RefusalCode
+from engines.records import CineLoop
+
+US_MULTI_FRAME, US_MULTI_FRAME_RETIRED = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3"
+US_IMAGE, US_IMAGE_RETIRED = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.6"
+ENHANCED_US_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
+ULTRASOUND = (US_MULTI_FRAME, US_MULTI_FRAME_RETIRED, US_IMAGE, US_IMAGE_RETIRED)
+APICAL_FOUR_CHAMBER = "399214001"
+MOST_CANDIDATES = 8
+LARGEST_SIDE_PX = 4096
+MOST_FRAMES = 5000
+
+_VIEW_CODES = {"399214001": APICAL_FOUR_CHAMBER, "G-A19C": APICAL_FOUR_CHAMBER}
+_VIEW_NAMES = re.compile(r"\b(A4C|AP4|4CH|4C|APICAL (4|FOUR)[ -]?(CH|CHAMBER)S?)\b")
+_OTHER_VIEW_NAMES = re.compile(r"\b(PLAX|PSAX|A2C|AP2|2CH|A3C|AP3|3CH|A5C|SUBCOSTAL|SSN|PARASTERNAL|APICAL (2|3|TWO|THREE))\b")
+_UNDECODABLE_SYNTAXES = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.1\d\d(\.1)?|1\.2\.840\.10008\.1\.2\.(6|8)\..*")  # video streams
+_TISSUE, _COLOUR_FLOW, _ECG_TRACE = 1, 2, 0x0A  # PS3.3 C.8.5.5.1.2
+_TWO_DIMENSIONAL, _M_MODE, _SPECTRAL = 1, 2, 3  # PS3.3 C.8.5.5.1.1
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+def decode_echo(instances: Sequence[BinaryIO]) -> tuple[CineLoop, ...]:
+    """Decode the B-mode cine clips of a study that may be apical four-chamber views.
+
+    Returns:
+        Clips that state the view, or, where none does, those that state no view, longest first; 1 to ``MOST_CANDIDATES``.
+
+    Raises:
+        NotApplicable: no ultrasound among the instances.
+        InputRefused: ultrasound, but no usable clip; the reason of the instance that came nearest.
+    """
+    loops: list[CineLoop] = []
+    refusals: list[InputRefused] = []
+    for instance in instances:
+        try:
+            loops.append(_loop(instance))
+        except NotApplicable:
+            continue
+        except InputRefused as refusal:
+            refusals.append(refusal)
+    if loops:
+        stated = [loop for loop in loops if loop.view == APICAL_FOUR_CHAMBER]
+        return tuple(sorted(stated or loops, key=_duration_ms, reverse=True)[:MOST_CANDIDATES])
+    if refusals:
+        raise max(refusals, key=lambda refusal: _NEARNESS.get(refusal.code, 0))
+    raise NotApplicable(RefusalCode.NOT_CARDIAC, "no ultrasound image among the instances")
+
+
+_NEARNESS = {
+    RefusalCode.NO_B_MODE_CINE: 1,
+    RefusalCode.COLOUR_DOPPLER: 2,
+    RefusalCode.VIEW_NOT_APICAL_FOUR_CHAMBER: 3,
+    RefusalCode.TOO_FEW_FRAMES: 4,
+    RefusalCode.FRAME_RATE_UNKNOWN: 5,
+}
+"""Of several reasons the one that came nearest to a usable clip says most to the reader."""
+
+
+def _duration_ms(loop: CineLoop) -> float:
+    return float(loop.frame_times_ms[-1])
+
+
+def _loop(instance: BinaryIO) -> CineLoop:
+    dataset = parsed(instance)
+    try:
+        return _described(dataset, instance)
+    except PARSER_ERRORS as error:
+        message = f"an ultrasound header is contradictory ({type(error).__name__}); send the study again from its source"
+        raise InputRefused(RefusalCode.UNDECODABLE, message) from None
+
+
+def _described(dataset: Dataset, instance: BinaryIO) -> CineLoop:
+    frames = _checked_frames(dataset, instance)
+    region = _tissue_region(dataset, frames.shape_HW)
+    view = _view(dataset)
+    return CineLoop(
+        frames=frames,
+        frame_times_ms=_frame_times_ms(dataset, len(frames)),
+        region_px=region[0] if region else None,
+        spacing_mm=region[1] if region else None,
+        heart_rate_bpm=heart_rate_bpm(dataset),
+        view=view,
+        source=source_of(dataset),
+    )
+
+
+def _checked_frames(dataset: Dataset, instance: BinaryIO) -> DicomFrames:
+    """Bounds are checked before a single pixel is decoded."""
+    sop_class = str(dataset.SOPClassUID)
+    if sop_class == ENHANCED_US_VOLUME:
+        raise InputRefused(RefusalCode.NO_B_MODE_CINE, "a three-dimensional volume was found; a two-dimensional clip is expected")
+    if sop_class not in ULTRASOUND:
+        raise NotApplicable(RefusalCode.NOT_CARDIAC, "not an ultrasound image")
+    syntax = str(dataset.file_meta.TransferSyntaxUID)
+    if _UNDECODABLE_SYNTAXES.fullmatch(syntax):
+        message = f"transfer syntax {syntax} is a video stream, which is not read; let the PACS send JPEG or uncompressed frames"
+        raise InputRefused(RefusalCode.UNSUPPORTED_TRANSFER_SYNTAX, message)
+    count = int(dataset.get("NumberOfFrames") or 1)
+    if count < 2:
+        raise InputRefused(RefusalCode.NO_B_MODE_CINE, "single images only; a cine clip of at least one heart beat is expected")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if not (16 <= rows <= LARGEST_SIDE_PX and 16 <= columns <= LARGEST_SIDE_PX and count <= MOST_FRAMES):
+        message = f"{count} frames of {columns} x {rows}; at most {MOST_FRAMES} of {LARGEST_SIDE_PX} x {LARGEST_SIDE_PX} are read"
+        raise InputRefused(RefusalCode.LIMITS_EXCEEDED, message)
+    if int(dataset.BitsAllocated) != 8:
+        raise InputRefused(RefusalCode.PIXEL_DATA_INCONSISTENT, f"{dataset.BitsAllocated} bits allocated; ultrasound has 8")
+    return DicomFrames(instance, dataset, count)
+
+
+def _tissue_region(
+    dataset: Dataset, shape_HW: tuple[int, int]
+) -> tuple[tuple[int, int, int, int], tuple[float, float] | None] | None:
+    """Box (x0, y0, x1, y1) and spacing of the one 2D tissue region; None where no region is stated."""
+    regions = list(dataset.get("SequenceOfUltrasoundRegions") or [])
+    kinds = [(int(region.get("RegionSpatialFormat", 0)), int(region.get("RegionDataType", 0))) for region in regions]
+    if any(data == _COLOUR_FLOW for _, data in kinds):
+        raise InputRefused(RefusalCode.COLOUR_DOPPLER, "colour flow was found; a grey-scale (B-mode) clip is expected")
+    if any(space in (_M_MODE, _SPECTRAL) and data != _ECG_TRACE for space, data in kinds):
+        raise InputRefused(RefusalCode.NO_B_MODE_CINE, "M-mode or spectral Doppler was found; a B-mode clip is expected")
+    tissue = [region for region, kind in zip(regions, kinds, strict=True) if kind == (_TWO_DIMENSIONAL, _TISSUE)]
+    if len(tissue) > 1:
+        raise InputRefused(RefusalCode.NO_B_MODE_CINE, f"{len(tissue)} image panes in one frame; a single B-mode pane is expected")
+    if not tissue:
+        return None
+    box = _box(tissue[0], shape_HW)
+    return None if box is None else (box, _spacing_mm(tissue[0]))
+
+
+def _box(region: Dataset, shape_HW: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """The region clipped to the frame; None where it was stated for another image size."""
+    height, width = shape_HW
+    x0, y0 = int(region.RegionLocationMinX0), int(region.RegionLocationMinY0)
+    x1, y1 = int(region.RegionLocationMaxX1) + 1, int(region.RegionLocationMaxY1) + 1
+    if x1 > width + 1 or y1 > height + 1:  # resized after calibration: the box means nothing here
+        return None
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def _spacing_mm(region: Dataset) -> tuple[float, float] | None:
+    """(row, column) spacing where both directions are in centimetres (unit 3)."""
+    units = (region.get("PhysicalUnitsYDirection"), region.get("PhysicalUnitsXDirection"))
+    deltas = (number(region, "PhysicalDeltaY"), number(region, "PhysicalDeltaX"))
+    if units != (3, 3) or None in deltas:
+        return None
+    row_mm, column_mm = (abs(delta or 0.0) * 10 for delta in deltas)
+    return (row_mm, column_mm) if min(row_mm, column_mm) > 0 else None
+
+
+def _view(dataset: Dataset) -> str | None:
+    """Stated view as a SNOMED CT code; None where nothing is stated.
+
+    Raises:
+        InputRefused: another view is stated.
+    """
+    codes = {str(item.get("CodeValue", "")): str(item.get("CodeMeaning", "")) for item in dataset.get("ViewCodeSequence") or []}
+    stated = next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
+    names = [*texts(dataset, "ViewName"), *texts(dataset, "SeriesDescription"), *texts(dataset, "ProtocolName")]
+    if stated is None and any(_VIEW_NAMES.search(name) for name in names):
+        stated = APICAL_FOUR_CHAMBER
+    if stated is None and (codes or any(_OTHER_VIEW_NAMES.search(name) for name in names)):
+        message = "the clip states another view; an apical four-chamber view is expected"
+        raise InputRefused(RefusalCode.VIEW_NOT_APICAL_FOUR_CHAMBER, message)
+    return stated
+
+
+def _frame_times_ms(dataset: Dataset, frames: int) -> NDArray[np.float64]:
+    """Time of each frame from the first, in the order of precedence of PS3.3 C.7.6.5.1.2 and what scanners also write."""
+    vector = [float(step) for step in _values(dataset, "FrameTimeVector")]
+    if len(vector) == frames and all(step > 0 for step in vector[1:]):
+        return np.asarray(np.cumsum([0.0, *vector[1:]]))
+    step_ms = number(dataset, "FrameTime") or _period_ms(dataset, frames)
+    if step_ms is None or not 1 <= step_ms <= 1000:
+        message = f"no usable time base (FrameTime, FrameTimeVector or CineRate); found {step_ms} ms a frame"
+        raise InputRefused(RefusalCode.FRAME_RATE_UNKNOWN, message)
+    return step_ms * np.arange(frames, dtype=np.float64)
+
+
+def _values(dataset: Dataset, keyword: str) -> list[object]:
+    value = dataset.get(keyword)
+    return [] if value is None else list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+
+
+def _period_ms(dataset: Dataset, frames: int) -> float | None:
+    for keyword in ("CineRate", "RecommendedDisplayFrameRate"):
+        rate = number(dataset, keyword)
+        if rate:
+            return 1000.0 / rate
+    duration_s = number(dataset, "EffectiveDuration")
+    return number(dataset, "ActualFrameDuration") or (1000.0 * duration_s / frames if duration_s else None)
+
+
+@dataclass(frozen=True)
+class DicomFrames:
+    """Frames of one instance, decoded when asked for; holds one frame at a time.
+
+    Raises:
+        InputRefused: while iterating, when a frame cannot be decoded or has another size than stated.
+    """
+
+    instance: BinaryIO
+    dataset: Dataset
+    count: int
+
+    @property
+    def shape_HW(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.dataset.Rows), int(self.dataset.Columns)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def luma(self, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """Luma of the asked frames: Y where the frame is stored as YCbCr, else BT.601 from RGB."""
+        wanted = list(indices)
+        decoded = dict.fromkeys(wanted)
+        for index, (frame, colour) in zip(decoded, self._decoded(list(decoded)), strict=False):
+            for _ in range(wanted.count(index)):
+                yield _luma(frame, colour, self.dataset)
+
+    def chroma_spread(self, index: int) -> float:
+        """Mean over the frame of the largest difference between red, green and blue; 0 for grey sources."""
+        frame, colour = next(iter(self._decoded([index])))
+        if frame.ndim == 2:
+            return 0.0
+        wide = frame.astype(np.int16)
+        if colour.startswith("YBR"):
+            return float(np.abs(wide[..., 1:] - 128).max(axis=-1).mean() * 1.6)
+        return float((wide.max(axis=-1) - wide.min(axis=-1)).mean())
+
+    def _decoded(self, indices: list[int]) -> Iterator[tuple[NDArray[np.uint8], str]]:
+        described = Dataset()
+        self.instance.seek(0)
+        try:
+            for frame in iter_pixels(self.instance, ds_out=described, indices=indices, raw=True):
+                if frame.shape[:2] != self.shape_HW or frame.dtype != np.uint8:
+                    raise ValueError
+                yield frame, str(described.get("PhotometricInterpretation", self.dataset.PhotometricInterpretation))
+        except PARSER_ERRORS as error:
+            message = f"a frame cannot be decoded ({type(error).__name__}); send the study again from its source"
+            raise InputRefused(RefusalCode.PIXEL_DATA_INCONSISTENT, message) from None
+
+
+def _luma(frame: NDArray[np.uint8], colour: str, dataset: Dataset) -> NDArray[np.uint8]:
+    if colour == "PALETTE COLOR":
+        table = apply_color_lut(frame, dataset)
+        return _weighted((table >> 8 if table.dtype == np.uint16 else table).astype(np.uint8))
+    if frame.ndim == 2:
+        return 255 - frame if colour == "MONOCHROME1" else frame
+    return np.ascontiguousarray(frame[..., 0]) if colour.startswith("YBR") else _weighted(frame)
+
+
+def _weighted(frame_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(np.rint(frame_HW3[..., :3] @ _LUMA), np.uint8)

@@ -1,0 +1,109 @@
+"""Every error the engines raise, and what the caller may do about it.
+
+The tree (``*`` = worth trying again later)::
+
+    EngineError
+    ├── Refusal                 the input is at fault; carries a RefusalCode and a sentence for the reader
+    │   ├── NotApplicable       nothing in the study is meant for this engine: no report, one outcome event
+    │   └── InputRefused        meant for this engine, but unusable: the report says why
+    ├── BundleError             the engine is at fault; nothing is served from it
+    │   ├── BundleCorrupt       a digest, a file or a field of the manifest is wrong
+    │   └── SelfTestFailed      the golden vectors do not come out as stored
+    └── InferenceError *        the runtime failed on a valid input
+        └── OutOfMemory *       it failed for want of memory
+
+Called by everything in ``engines``; read by ``stream_processors.disposition``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class RefusalCode(StrEnum):
+    """Machine-readable reason of a refusal or an abstention; the message is for people."""
+
+    # any modality
+    NOT_CARDIAC = "not_cardiac"
+    UNDECODABLE = "undecodable"
+    LIMITS_EXCEEDED = "limits_exceeded"
+    UNSUPPORTED_TRANSFER_SYNTAX = "unsupported_transfer_syntax"
+    PIXEL_DATA_INCONSISTENT = "pixel_data_inconsistent"
+    OUT_OF_DISTRIBUTION = "out_of_distribution"
+    # cardiac MR
+    NO_SHORT_AXIS_CINE = "no_short_axis_cine"
+    GEOMETRY_MISSING = "geometry_missing"
+    TOO_FEW_SLICES = "too_few_slices"
+    TOO_FEW_PHASES = "too_few_phases"
+    PHASES_INCONSISTENT = "phases_inconsistent"
+    HEART_NOT_FOUND = "heart_not_found"
+    # echo
+    NO_B_MODE_CINE = "no_b_mode_cine"
+    COLOUR_DOPPLER = "colour_doppler"
+    SECTOR_NOT_FOUND = "sector_not_found"
+    VIEW_NOT_APICAL_FOUR_CHAMBER = "view_not_apical_four_chamber"
+    FRAME_RATE_UNKNOWN = "frame_rate_unknown"
+    TOO_FEW_FRAMES = "too_few_frames"
+    CLIPS_DISAGREE = "clips_disagree"
+    # ECG
+    NO_TWELVE_LEAD_GROUP = "no_twelve_lead_group"
+    LEADS_MISSING = "leads_missing"
+    LEADS_NOT_SIMULTANEOUS = "leads_not_simultaneous"
+    LEAD_OFF = "lead_off"
+    SATURATED = "saturated"
+    LEADS_INCONSISTENT = "leads_inconsistent"
+    UNIT_UNKNOWN = "unit_unknown"
+    SAMPLING_RATE_UNSUPPORTED = "sampling_rate_unsupported"
+    RECORD_TOO_SHORT = "record_too_short"
+    AMBULATORY_RECORD = "ambulatory_record"
+
+
+class EngineError(Exception):
+    """Root of the tree; ``retriable`` says whether the same call may succeed later."""
+
+    retriable: ClassVar[bool] = False
+
+
+class Refusal(EngineError):
+    """The input cannot be analysed.
+
+    Args:
+        code: machine-readable reason.
+        reason: one sentence: what was found, what was expected, what to do. No patient data.
+    """
+
+    def __init__(self, code: RefusalCode, reason: str) -> None:
+        super().__init__(f"{code.value}: {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class NotApplicable(Refusal):
+    """Nothing in the study is meant for this engine (a CT, a brain MR, a report)."""
+
+
+class InputRefused(Refusal):
+    """The study is meant for this engine but cannot be analysed."""
+
+
+class BundleError(EngineError):
+    """The bundle cannot be served; an operator has to act."""
+
+
+class BundleCorrupt(BundleError):
+    """A file of the bundle is missing, altered or contradicts the manifest."""
+
+
+class SelfTestFailed(BundleError):
+    """The golden vectors do not come out as stored on this machine and runtime."""
+
+
+class InferenceError(EngineError):
+    """The runtime failed although the input was valid."""
+
+    retriable = True
+
+
+class OutOfMemory(InferenceError):
+    """The runtime ran out of memory."""

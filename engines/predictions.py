@@ -1,0 +1,133 @@
+"""What an engine says of one study: values with unit and interval, or an abstention with its reason.
+
+Made by ``engines.predictors``; read by ``stream_processors.reports``. Frozen and JSON-ready.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from engines.errors import RefusalCode
+from engines.records import Modality, SourceInstance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A prediction interval in the unit of its value; ``coverage_percent`` is what it was calibrated to hold."""
+
+    low: float
+    high: float
+    coverage_percent: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            msg = f"interval {self.low} to {self.high} is not an ordered pair of finite numbers"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One number of the report.
+
+    Args:
+        quantity: key of ``stream_processors.reports.codes`` (``lvef``, ``rvef``, ``cardiac_output``).
+        value: in ``unit``.
+        unit: UCUM code (``%``, ``l/min``).
+        interval: where the true value is expected.
+        between_clip_sd: standard deviation between the clips that were averaged, same unit, or None.
+    """
+
+    quantity: str
+    value: float
+    unit: str
+    interval: Interval
+    between_clip_sd: float | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            msg = f"{self.quantity} is {self.value}; a measurement is finite"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassProbability:
+    """Calibrated probability that a condition is present.
+
+    Args:
+        condition: key of ``stream_processors.reports.codes`` (``lvef_at_most_40``, ``heart_failure``).
+        probability: 0 to 1.
+        interval: of the probability, 0 to 1.
+        decision: True present, False absent, None when the interval straddles ``threshold_probability``.
+    """
+
+    condition: str
+    probability: float
+    interval: Interval
+    threshold_probability: float
+    decision: bool | None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.probability <= 1.0:
+            msg = f"probability of {self.condition} is {self.probability}; expected 0 to 1"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abstention:
+    """The engine ran or looked, and declines to answer."""
+
+    code: RefusalCode
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """Which engine said it; enough to find the bytes again.
+
+    ``bundle_sha256`` is the digest of the manifest (which holds the digest of every file);
+    ``weights_sha256`` that of the ONNX graph.
+    """
+
+    name: str
+    version: str
+    method: str
+    bundle_sha256: str
+    weights_sha256: str
+    preprocess_sha256: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    device: str
+    training_data: str
+    intended_use: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer of one engine for one study.
+
+    Exactly one of ``abstention`` and (``estimates`` or ``probabilities``) is filled.
+
+    Args:
+        sources: the instances (and frames) the numbers were inferred from; the first is the one to show.
+        region_px: (x0, y0, x1, y1) in the first source frame of ``sources[0]`` that was analysed, or None.
+        out_of_distribution_score: 0 typical; 1 is the limit above which the engine abstains; None when not run.
+        notes: sentences for the reader (warnings of decoding, quality), without patient data.
+    """
+
+    modality: Modality
+    model: ModelIdentity
+    sources: tuple[SourceInstance, ...]
+    estimates: tuple[Estimate, ...] = ()
+    probabilities: tuple[ClassProbability, ...] = ()
+    abstention: Abstention | None = None
+    region_px: tuple[int, int, int, int] | None = None
+    out_of_distribution_score: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        answered = bool(self.estimates or self.probabilities)
+        if answered == (self.abstention is not None):
+            msg = "a prediction either answers or abstains: exactly one of the two"
+            raise ValueError(msg)

@@ -1,0 +1,15 @@
+"""The table of runtimes: name -> how to open a bundle with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from engines.bundle.reader import Bundle
+from engines.runtime.onnx_runner import OnnxRunner
+from engines.runtime.openvino_runner import OpenVinoRunner
+from engines.runtime.runner import Runner
+
+Opener = Callable[[Bundle], Runner]
+
+RUNTIMES: Mapping[str, Opener] = {"openvino": OpenVinoRunner, "onnxruntime": OnnxRunner}
+"""In the order of preference: the faster one first."""

@@ -1,0 +1,92 @@
+"""OpenVINO on the CPU. Imported everywhere, needs ``openvino`` only when a runner is made.
+
+OpenVINO reads the ONNX graph directly. It is faster than ONNX Runtime on some graphs and silently wrong on others, so
+it serves a bundle only where the golden vectors agree (``engines.selftest``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.bundle.reader import Bundle
+from engines.errors import BundleError
+from engines.runtime.checks import Declared, check_declared
+from engines.runtime.runner import Arrays, CheckedRunner, RuntimeIdentity, mapped
+
+
+class OpenVinoRunner(CheckedRunner):
+    """Runs a bundle's graph with OpenVINO, fp32 on the CPU.
+
+    Args:
+        bundle: verified.
+        threads: of one run.
+
+    Raises:
+        BundleError: OpenVINO is not installed or cannot load the graph.
+        BundleCorrupt: the graph contradicts the manifest.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            msg = f"OpenVINO cannot be imported ({error}); install the extra `serve`"
+            raise BundleError(msg) from error
+        foreign = openvino_errors()
+        with mapped("OpenVINO", foreign, BundleError):
+            compiled = _compiled(openvino, bundle.graph(), threads)
+            self._request = compiled.create_infer_request()
+            inputs, outputs = _declared(compiled.inputs), _declared(compiled.outputs)
+        check_declared(bundle.manifest, inputs, outputs)
+        identity = RuntimeIdentity(runtime="openvino", version=openvino.get_version(), precision="fp32", device="CPU")
+        super().__init__(bundle.manifest, identity, foreign)
+
+    def _infer(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        # Shared outputs would be overwritten by the next run.
+        results = self._request.infer(contiguous, share_inputs=False, share_outputs=False)
+        return {tensor.name: results[tensor.name] for tensor in self._manifest.outputs}
+
+    def _release(self) -> None:
+        self._request = None
+
+
+def openvino_errors() -> tuple[type[Exception], ...]:
+    """Every exception class OpenVINO raises: its own and the built-in ones pybind11 translates to."""
+    from openvino import _pyopenvino as binding
+
+    own = [kind for kind in vars(binding).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*own, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError)
+
+
+def _compiled(openvino: Any, graph: bytes, threads: int) -> Any:
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        # Without the hint a CPU with bf16 computes in bf16 and says nothing.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT")
+    if precision != openvino.Type.f32:
+        msg = f"computes in {precision}, expected f32"
+        raise RuntimeError(msg)
+    return compiled
+
+
+def _declared(ports: Iterable[Any]) -> list[Declared]:
+    return [(_name(port), port.get_element_type().to_dtype().name, _shape(port)) for port in ports]
+
+
+def _name(port: Any) -> str:
+    return str(port.get_any_name())
+
+
+def _shape(port: Any) -> tuple[int, ...]:
+    return tuple(-1 if size.is_dynamic else size.get_length() for size in port.get_partial_shape())

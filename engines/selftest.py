@@ -1,0 +1,168 @@
+"""Replays a bundle's golden records through the serving path; what does not come out as stored is not served.
+
+Run by ``predictors.base.load_predictor`` at every start, and by ``purkinje-engine selftest``. It is the gate between
+the machine that trained and the machine that serves: other libraries, another processor, another runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.bundle.golden import GoldenCase
+from engines.bundle.reader import Bundle
+from engines.errors import EngineError, Refusal, SelfTestFailed
+from engines.preprocess.registry import Prepared, prepare
+from engines.runtime.open import RUNTIMES, Opener
+from engines.runtime.runner import Runner
+
+PREFERENCE = tuple(RUNTIMES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Largest absolute difference from the golden outputs, per output, over all golden records."""
+
+    differences: Mapping[str, float]
+
+
+def check_preprocessing(bundle: Bundle) -> tuple[Prepared, ...]:
+    """Prepare every golden record with the code of this installation.
+
+    Returns:
+        What the records became, in the order of the golden vectors.
+
+    Raises:
+        SelfTestFailed: an array differs from the stored one by more than the manifest's tolerance.
+    """
+    return tuple(_checked_prepared(bundle, index, case) for index, case in enumerate(bundle.golden()))
+
+
+def check_runner(bundle: Bundle, runner: Runner, prepared: Sequence[Prepared]) -> Agreement:
+    """Run every prepared golden record and compare with the stored outputs.
+
+    Args:
+        bundle: verified.
+        runner: of the same bundle.
+        prepared: from ``check_preprocessing``.
+
+    Raises:
+        SelfTestFailed: an output differs by more than the manifest's tolerance.
+        InferenceError: the runtime failed.
+    """
+    tolerances = bundle.manifest.golden.output_tolerance
+    largest = dict.fromkeys(tolerances, 0.0)
+    for index, (case, replayed) in enumerate(zip(bundle.golden(), prepared, strict=True)):
+        outputs = runner.run(replayed.arrays)
+        for name, difference in compare(outputs, case.outputs, tolerances, f"golden record {index}").items():
+            largest[name] = max(largest[name], difference)
+    return Agreement(differences=largest)
+
+
+def open_verified_runner(
+    bundle: Bundle,
+    preference: Sequence[str] = PREFERENCE,
+    runtimes: Mapping[str, Opener] = RUNTIMES,
+) -> tuple[Runner, tuple[str, ...]]:
+    """Open the first runtime whose answers agree with the golden vectors.
+
+    Args:
+        bundle: verified.
+        preference: names of runtimes, best first.
+        runtimes: name -> how to open it.
+
+    Returns:
+        The runner, and one sentence per runtime that was tried and rejected.
+
+    Raises:
+        SelfTestFailed: preprocessing does not reproduce the golden arrays, or no runtime agrees.
+        ValueError: a name of ``preference`` is not a runtime.
+    """
+    unknown = set(preference) - runtimes.keys()
+    if unknown:
+        msg = f"unknown runtimes {sorted(unknown)}; expected some of {sorted(runtimes)}"
+        raise ValueError(msg)
+    prepared = check_preprocessing(bundle)
+    rejected: list[str] = []
+    for name in preference:
+        runner = _verified(bundle, runtimes[name], prepared, name, rejected)
+        if runner is not None:
+            return runner, tuple(rejected)
+    msg = f"no runtime serves {bundle.manifest.name}: {'; '.join(rejected) or 'none was named'}"
+    raise SelfTestFailed(msg)
+
+
+def compare(
+    found: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, NDArray[Any]],
+    tolerances: Mapping[str, float],
+    where: str,
+) -> dict[str, float]:
+    """Return the largest absolute difference per array.
+
+    Args:
+        found: arrays of this installation.
+        expected: stored arrays.
+        tolerances: absolute, per name.
+        where: what is compared, for the message.
+
+    Raises:
+        SelfTestFailed: names, dtypes or shapes differ, or a difference exceeds its tolerance; the message gives the
+            place and both values.
+    """
+    if not found.keys() == expected.keys() == tolerances.keys():
+        msg = f"{where}: found {sorted(found)}, stored {sorted(expected)}, with tolerances {sorted(tolerances)}"
+        raise SelfTestFailed(msg)
+    return {
+        name: _largest_difference(found[name], expected[name], tolerances[name], f"{where}: {name}")
+        for name in expected
+    }
+
+
+def _largest_difference(found: NDArray[Any], expected: NDArray[Any], tolerance: float, where: str) -> float:
+    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+        msg = f"{where} is {found.dtype} {found.shape}; stored {expected.dtype} {expected.shape}"
+        raise SelfTestFailed(msg)
+    differences = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    # A NaN on either side is the largest difference there is.
+    differences[~np.isfinite(differences)] = np.inf
+    place = np.unravel_index(int(differences.argmax()), differences.shape)
+    largest = float(differences[place])
+    if largest > tolerance:
+        spot = [int(index) for index in place]
+        msg = (
+            f"{where} differs by {largest:.6g} at {spot} (stored {expected[place]:.6g}, found {found[place]:.6g}); "
+            f"tolerance {tolerance:.6g}"
+        )
+        raise SelfTestFailed(msg)
+    return largest
+
+
+def _checked_prepared(bundle: Bundle, index: int, case: GoldenCase) -> Prepared:
+    where = f"golden record {index}"
+    try:
+        prepared = prepare(case.record, bundle.manifest.preprocess)
+    except (Refusal, ValueError) as error:
+        msg = f"{where} of {bundle.manifest.name} is refused by preprocessing: {error}"
+        raise SelfTestFailed(msg) from error
+    compare(prepared.arrays, case.prepared, bundle.manifest.golden.prepared_tolerance, where)
+    return prepared
+
+
+def _verified(
+    bundle: Bundle, opener: Opener, prepared: Sequence[Prepared], name: str, rejected: list[str]
+) -> Runner | None:
+    runner = None
+    try:
+        runner = opener(bundle)
+        check_runner(bundle, runner, prepared)
+    except EngineError as error:
+        rejected.append(f"{name}: {error}")
+        if runner is not None:
+            runner.close()
+        return None
+    return runner

@@ -1,0 +1,169 @@
+"""``purkinje demo``: real C-STORE in, reports out, on this machine, and nothing left running."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from rich.console import Console
+
+from orthanc_plugin.wire.events import is_uid
+from stream_processors.local.arrivals import PHANTOM_METHODS, Arrival, arrivals_in, make_phantoms, of_truths
+from stream_processors.local.ledger import Account
+from stream_processors.local.results import summarise, table_of, write_summary
+from stream_processors.local.stack import LocalStack, StackFailed
+
+DEMO_SEED = 2026
+_PATIENCE_S = 180.0
+_POLL_S = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """What the user asked for; see ``purkinje demo --help``."""
+
+    input: Path | None
+    out: Path | None
+    log: Literal["sqlite", "kafka"]
+    keep: bool
+    viewer: bool
+
+
+def run_demo(options: DemoOptions, console: Console) -> int:
+    """Run the demo; return the exit code (0 when every study has its outcome)."""
+    with tempfile.TemporaryDirectory(prefix="purkinje-demo-") as name:
+        folder = Path(name)
+        arrivals = _arrivals(options.input, folder, console)
+        stack = LocalStack(folder / "stack", log=options.log)
+        with console.status(f"starting Orthanc, the {options.log} log and the processors"):
+            stack.start()
+        try:
+            return _through(stack, arrivals, options, console)
+        finally:
+            stack.stop()
+
+
+def _arrivals(given: Path | None, folder: Path, console: Console) -> list[Arrival]:
+    if given is not None:
+        return arrivals_in(given)
+    with console.status("making one phantom study each: cardiac MR, echo, ECG"):
+        return of_truths(make_phantoms(PHANTOM_METHODS, seed=DEMO_SEED, count=1, out=folder / "phantoms"))
+
+
+def _through(stack: LocalStack, arrivals: Sequence[Arrival], options: DemoOptions, console: Console) -> int:
+    send(stack, arrivals, console)
+    studies = [arrival.study_instance_uid for arrival in arrivals]
+    entries = summarise(wait_for_outcomes(stack, studies, console), studies)
+    reports = fetch_reports(stack, entries)
+    console.print(table_of(entries))
+    _show_one(reports, console)
+    if options.out is not None:
+        _leave(options.out, entries, reports, console)
+    if options.keep:
+        _keep_up(stack, options, console)
+    return 0
+
+
+def send(stack: LocalStack, arrivals: Sequence[Arrival], console: Console) -> None:
+    """C-STORE every file of every arrival."""
+    from stream_processors.pacs.send import send_files
+
+    files = [file for arrival in arrivals for file in arrival.files]
+    send_files(files, host="127.0.0.1", port=stack.orthanc.dicom_port, called_ae_title="ORTHANC", console=console)
+
+
+def wait_for_outcomes(stack: LocalStack, studies: Sequence[str], console: Console) -> Account:
+    """Return once every announced study has ended and the plugin waits for nothing more.
+
+    Raises:
+        StackFailed: the processors died, or patience ran out; the message says what is missing.
+    """
+    deadline = time.monotonic() + max(_PATIENCE_S, 10.0 * len(studies))
+    with console.status("") as status:
+        while time.monotonic() < deadline:
+            settled, account = _look(stack)
+            ended = sum(bool(account.of_study(study)) for study in studies)
+            status.update(f"{len(account.announced)} announced, {ended} of {len(studies)} studies ended")
+            if settled:
+                return account
+            time.sleep(_POLL_S)
+    missing = [event.study_instance_uid for event in account.open_events]
+    raise StackFailed(f"not ended in time: {missing or 'the plugin still waits'}\n{stack.processor_log_tail()}")
+
+
+def _look(stack: LocalStack) -> tuple[bool, Account]:
+    if stack.processors is not None and stack.processors.poll() is not None:
+        raise StackFailed(f"the processors ended with {stack.processors.returncode}:\n{stack.processor_log_tail()}")
+    quiet = _plugin_waits_for_nothing(stack)  # first: what it announces later, the account below would miss
+    account = stack.account()
+    return quiet and not account.open_events, account
+
+
+def _plugin_waits_for_nothing(stack: LocalStack) -> bool:
+    status = stack.plugin_status()
+    last = httpx.get(f"{stack.orthanc.url}/changes?last", timeout=10).json()["Last"]
+    return status["state"] == "running" and (status["walked"] or 0) >= last and status["backlog"]["pending"] == 0
+
+
+def fetch_reports(stack: LocalStack, entries: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    """Fetch every report and companion back from the PACS: Part 10 bytes by SOP Instance UID."""
+    roles = ("report_sop_instance_uid", "companion_sop_instance_uid")
+    uids = [entry[role] for entry in entries for role in roles if entry.get(role)]
+    with httpx.Client(base_url=stack.orthanc.url, timeout=30) as client:
+        return {uid: _file(client, uid) for uid in uids}
+
+
+def _file(client: httpx.Client, uid: str) -> bytes:
+    assert is_uid(uid)
+    found = client.post("/tools/lookup", content=uid).raise_for_status().json()
+    instance = next(each["ID"] for each in found if each["Type"] == "Instance")
+    return client.get(f"/instances/{instance}/file").raise_for_status().content
+
+
+def _show_one(reports: dict[str, bytes], console: Console) -> None:
+    from stream_processors.reports.read import render_tree
+
+    if reports:
+        console.print("\nOne of the reports, as it stands in the PACS:", style="bold")
+        console.print(render_tree(next(iter(reports.values()))), highlight=False, markup=False)
+
+
+def _leave(out: Path, entries: Sequence[dict[str, Any]], reports: dict[str, bytes], console: Console) -> None:
+    summary = write_summary(out, entries)
+    folder = out / "reports"
+    folder.mkdir(exist_ok=True)
+    for uid, content in reports.items():
+        (folder / f"{uid}.dcm").write_bytes(content)
+    console.print(f"\n{summary} and {len(reports)} files in {folder}")
+
+
+def _keep_up(stack: LocalStack, options: DemoOptions, console: Console) -> None:
+    from stream_processors.local.viewer import LocalViewer
+
+    console.print(f"\nOrthanc: {stack.orthanc.url}  (DICOM port {stack.orthanc.dicom_port}, AE title ORTHANC)")
+    console.print(f"Plugin:  {stack.orthanc.url}/purkinje/status")
+    console.print(f"Log:     {stack.log_url}")
+    viewer = LocalViewer(stack.orthanc.url) if options.viewer else None
+    try:
+        if viewer is not None:
+            viewer.start()
+            console.print(f"Viewer:  {viewer.url}", style="bold")
+        console.print("Ctrl-C ends it.")
+        _until_interrupted()
+    finally:
+        if viewer is not None:
+            viewer.stop()
+
+
+def _until_interrupted() -> None:
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()

@@ -1,0 +1,38 @@
+"""What a cardiac MR report says: the probability that the left ventricular ejection fraction is 40 % or less.
+
+One group (TID 1410) on the analysed crop of the end-diastolic frame. Called by ``measurement_report``.
+"""
+
+from __future__ import annotations
+
+import highdicom as hd
+
+from stream_processors.reports import codes
+from stream_processors.reports.content import Items, Subject, group, image_sources, probability_number
+
+
+def groups(subject: Subject) -> Items:
+    """The measurement groups of an answered cardiac MR study.
+
+    Raises:
+        ValueError: the prediction holds anything but one probability of ``lvef_at_most_40``.
+    """
+    probabilities = subject.prediction.probabilities
+    conditions = [probability.condition for probability in probabilities]
+    if conditions != ["lvef_at_most_40"] or subject.prediction.estimates:
+        msg = f"a cardiac MR report states one probability, lvef_at_most_40; the prediction holds {conditions}"
+        raise ValueError(msg)
+    decision = probabilities[0].decision
+    condition = codes.CONDITIONS["lvef_at_most_40"]
+    answer = group(
+        subject,
+        "lvef_at_most_40",
+        f"Probability: {condition.label}",
+        finding_type=condition.finding,
+        measurements=[probability_number(probabilities[0], image_sources(subject.evidence.sources))],
+        qualitative_evaluations=[
+            hd.sr.QualitativeEvaluation(codes.PRESENCE_OF_PROPERTY, codes.presence_of(decision)),
+            hd.sr.QualitativeEvaluation(codes.CARDIOVASCULAR_EVENT_RISK, codes.risk_of(decision)),
+        ],
+    )
+    return [answer]

@@ -1,0 +1,79 @@
+"""The sentences of the readable companion and of the terminal: one wording for everybody who reads.
+
+Plain English, no patient data. Called by ``companion``.
+"""
+
+from __future__ import annotations
+
+from engines.predictions import ClassProbability, Estimate, ModelIdentity, Prediction
+from engines.records import Modality
+from stream_processors.reports import codes
+from stream_processors.reports.content import reported
+from stream_processors.reports.evidence import Evidence
+
+STATUS = "AI output, not reviewed."
+PHANTOMS = "Trained on phantoms, not for clinical use."
+
+
+def result_sentences(prediction: Prediction) -> list[str]:
+    """The answer: one sentence for each number, or why there is none."""
+    if prediction.abstention is not None:
+        return [f"No result: {prediction.abstention.reason}", f"Reason code: {prediction.abstention.code.value}"]
+    sentences = [_estimate(prediction.modality, estimate) for estimate in prediction.estimates]
+    return sentences + [_probability(probability) for probability in prediction.probabilities]
+
+
+def status_sentences(model: ModelIdentity) -> list[str]:
+    """What the reader must know before the number."""
+    return [STATUS, *([PHANTOMS] if "phantom" in model.training_data.lower() else [])]
+
+
+def model_sentences(prediction: Prediction) -> list[str]:
+    """Who says so."""
+    model = prediction.model
+    sentences = [
+        f"Model: {model.name}, version {model.version}, method {model.method}.",
+        f"Training data: {_clause(model.training_data)}. Intended use: {_clause(model.intended_use)}.",
+        f"Bundle SHA-256 {model.bundle_sha256}, run by {model.runtime} {model.runtime_version} ({model.precision}).",
+    ]
+    if prediction.out_of_distribution_score is not None:
+        score = prediction.out_of_distribution_score
+        sentences.append(f"Distance to the training data: {score:.2f} (limit 1.00, above it no result is given).")
+    return sentences
+
+
+def evidence_sentences(evidence: Evidence) -> list[str]:
+    """What the report could not refer to."""
+    if not evidence.unreferenced:
+        return []
+    total = evidence.unreferenced + len(evidence.instances)
+    return [
+        f"{evidence.unreferenced} of {total} source instances have malformed UIDs; the report does not refer to them."
+    ]
+
+
+def _clause(sentence: str) -> str:
+    return sentence.strip().rstrip(".")
+
+
+def _estimate(modality: Modality, estimate: Estimate) -> str:
+    label = codes.QUANTITIES[modality, estimate.quantity].label
+    low, high = reported(estimate.interval.low), reported(estimate.interval.high)
+    sentence = (
+        f"{label}: {reported(estimate.value)} {estimate.unit} "
+        f"({estimate.interval.coverage_percent:g} % interval {low} to {high} {estimate.unit})."
+    )
+    if estimate.between_clip_sd is None:
+        return sentence
+    return f"{sentence} Mean of several clips, standard deviation {reported(estimate.between_clip_sd)} {estimate.unit}."
+
+
+def _probability(probability: ClassProbability) -> str:
+    label = codes.CONDITIONS[probability.condition].label
+    low, high = reported(100 * probability.interval.low), reported(100 * probability.interval.high)
+    decision = codes.presence_of(probability.decision).meaning.lower()
+    return (
+        f"{label}: probability {reported(100 * probability.probability)} % "
+        f"({probability.interval.coverage_percent:g} % interval {low} to {high} %), {decision} "
+        f"(threshold {reported(100 * probability.threshold_probability)} %)."
+    )

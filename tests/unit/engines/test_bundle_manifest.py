@@ -1,0 +1,146 @@
+"""The manifest refuses everything that would leave a number without its meaning."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engines.bundle import manifest as m
+from engines.bundle.card import model_card
+from engines.records import Modality
+from tests.doubles.bundles import conformal, draft, table
+
+MODALITIES = list(Modality)
+
+
+def _json(modality: Modality = Modality.ECG) -> dict[str, Any]:
+    return json.loads(draft(modality).model_dump_json())
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_draft_survives_json(modality: Modality) -> None:
+    """A draft written as JSON and read back is the same draft."""
+    original = draft(modality)
+    assert m.ManifestDraft.model_validate_json(original.model_dump_json()) == original
+
+
+@pytest.mark.parametrize("field", sorted(m.ManifestDraft.model_fields))
+def test_no_field_has_a_default(field: str) -> None:
+    """A manifest that lacks any one field is refused."""
+    document = _json()
+    del document[field]
+    with pytest.raises(ValidationError):
+        m.ManifestDraft.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema_version",), 2, "Input should be 1"),
+        (("modality",), "cmr", "one modality"),
+        (("unheard_of",), 1, "Extra inputs"),
+        (("graph",), "../model.onnx", "pattern"),
+        (("graph",), "/model.onnx", "pattern"),
+        (("graph",), "a\\b.onnx", "pattern"),
+        (("graph",), ".hidden", "pattern"),
+        (("graph",), "golden.npz", "a name of its own"),
+        (("golden", "file"), "MODEL_CARD.md", "a name of its own"),
+        (("created_utc",), "2025-01-01T00:00:00", "timezone"),
+        (("outputs", 0, "shape"), [-1, 4], "estimates with 3 columns"),
+        (("outputs", 0, "name"), "embedding", "unique"),
+        (("inputs", 0, "shape"), [1, 12, 200], "-1, then fixed"),
+        (("golden", "output_tolerance"), {"ef": 0.1}, "a tolerance per output"),
+        (("golden", "prepared_tolerance"), {}, "a tolerance per input"),
+        (("out_of_distribution", "output"), "nowhere", "an output that is the embedding"),
+        (("out_of_distribution", "limit_distance"), 0.0, "greater than 0"),
+        (("metrics", "mae"), float("nan"), "finite"),
+        (("postprocess", "estimates", 0, "minimum"), 100.0, "minimum < maximum"),
+        (("postprocess", "conditions", 0, "low"), [0.0, 0.3, 0.2, 0.9], "never fall"),
+        (("postprocess", "conditions", 0, "low"), [0.0, 0.3, 0.8, 0.9], "low <= high"),
+        (("postprocess", "conditions", 0, "high"), [0.1, 0.6, 0.7], "one low and one high"),
+        (("postprocess", "conditions", 0, "logits"), [-4.0, 1.0, 1.0, 4.0], "increase strictly"),
+    ],
+)
+def test_contradictions_are_refused(path: tuple[str | int, ...], value: object, message: str) -> None:
+    """A manifest with one field that is out of range or contradicts another is refused, and the reason names it."""
+    document = _json()
+    place: Any = document
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(ValidationError, match=message):
+        m.ManifestDraft.model_validate(document)
+
+
+def test_manifest_names_digests_of_its_files() -> None:
+    """A complete manifest holds a digest for the graph, the golden vectors, the statistics and the card."""
+    digest = {"sha256": "0" * 64, "bytes": 1}
+    files = dict.fromkeys((m.GRAPH_NAME, m.GOLDEN_NAME, m.EMBEDDING_NAME, m.CARD_NAME), digest)
+    assert m.Manifest.model_validate({**_json(), "files": files}).files[m.GRAPH_NAME].bytes == 1
+    del files[m.GOLDEN_NAME]
+    with pytest.raises(ValidationError, match="expected digests of"):
+        m.Manifest.model_validate({**_json(), "files": files})
+
+
+def test_manifest_does_not_hold_its_own_digest() -> None:
+    """The manifest cannot name itself among its files."""
+    digest = {"sha256": "0" * 64, "bytes": 1}
+    names = (m.GRAPH_NAME, m.GOLDEN_NAME, m.EMBEDDING_NAME, m.CARD_NAME, m.MANIFEST_NAME)
+    with pytest.raises(ValidationError, match="its own digest"):
+        m.Manifest.model_validate({**_json(), "files": dict.fromkeys(names, digest)})
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_card_has_its_headings_and_says_what_it_is_not_for(modality: Modality) -> None:
+    """Every card has the same headings, what it was trained on, and that it is not for clinical use."""
+    text = model_card(draft(modality))
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Intended use",
+        "Method",
+        "Training data",
+        "Inputs and outputs",
+        "Preprocessing",
+        "Performance",
+        "Uncertainty",
+        "When it abstains",
+        "Limits",
+    ]
+    assert "**Trained on nothing at all; not for clinical use.**" in text
+
+
+def test_card_numbers_come_from_the_manifest() -> None:
+    """A metric, an interval and a limit of the manifest stand in the card as they are."""
+    text = model_card(draft(Modality.ECHO, metrics={"bias_percent": -1.125}))
+    assert "| bias_percent | -1.125 |" in text
+    assert "half width 5 %" in text
+    assert "more than 8 EF points" in text
+
+
+def test_card_shows_a_metric_with_its_interval() -> None:
+    """The ends of an interval stand behind their metric, not as metrics of their own."""
+    metrics = {"auroc": 0.9, "auroc_low": 0.85, "auroc_high": 0.95, "share_low": 0.1}
+    text = model_card(draft(Modality.CMR, metrics=metrics))
+    assert "| auroc | 0.9 (0.85 to 0.95) |" in text
+    assert "auroc_low" not in text
+    assert "| share_low | 0.1 |" in text
+
+
+def test_card_without_metrics_says_so() -> None:
+    """A model that was never measured does not show an empty table."""
+    assert "Nothing was measured." in model_card(draft(Modality.CMR, metrics={}))
+
+
+def test_card_states_an_interval_that_grows_with_the_spread() -> None:
+    """A normalised interval is described with its offset."""
+    post = m.EchoPostprocess(modality=Modality.ECHO, lvef=conformal(sd_offset=2.0), clip_sd_limit_percent=9.0)
+    assert "half width 5 x (spread between clips + 2 %)" in model_card(draft(Modality.ECHO, postprocess=post))
+
+
+def test_table_needs_two_points() -> None:
+    """A probability cannot be interpolated on one point."""
+    with pytest.raises(ValidationError):
+        m.ProbabilityTable.model_validate({**table().model_dump(), "logits": [0.0], "low": [0.1], "high": [0.2]})

@@ -1,0 +1,169 @@
+"""The process: ready after the self-tests, ends in order, says by its exit code why it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.errors import SelfTestFailed
+from engines.records import Modality
+from stream_processors import processors
+from stream_processors.processors import Connections, checkpoint_of, run
+from stream_processors.routes import Route
+from stream_processors.settings import Settings
+from stream_processors.stages import Stage, Stopwatch, kill_after, pass_by
+from tests.doubles.log import FaultyLog
+from tests.unit.stream_processors.conftest import World
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Two lanes, a status file, a short patience."""
+    for name in list(os.environ):
+        if name.startswith("PURKINJE_"):
+            monkeypatch.delenv(name)
+    return Settings(
+        site_url="https://hospital.example",
+        log="sqlite:///unused.db",  # type: ignore[arg-type]
+        modalities=(Modality.ECHO, Modality.ECG),
+        status_file=tmp_path / "status.json",
+        shutdown_s=5.0,
+    )
+
+
+@pytest.fixture
+def worlds(log: FaultyLog, monkeypatch: pytest.MonkeyPatch) -> dict[Modality, World]:
+    """What the process opens instead of a PACS and engines."""
+    made = {modality: World(log=log, modality=modality) for modality in Modality}
+    pacs = made[Modality.ECHO].pacs
+    for world in made.values():
+        world.pacs = pacs
+
+    @contextmanager
+    def opened(_settings: Settings) -> Iterator[Connections]:
+        yield Connections(log=log, reader=pacs, writer=pacs)
+
+    def open_route(modality: Modality, *_: Any) -> Route:
+        world = made[modality]
+        return Route(modality=modality, sandbox=world.sandbox, engine=world.engine)
+
+    monkeypatch.setattr(processors, "opened", opened)
+    monkeypatch.setattr(processors, "open_route", open_route)
+    return made
+
+
+def _status(settings: Settings) -> dict[str, Any]:
+    assert settings.status_file is not None
+    return dict(json.loads(settings.status_file.read_text())) if settings.status_file.exists() else {}
+
+
+def _when(condition: Callable[[], bool], then: Callable[[], None]) -> threading.Thread:
+    def watch() -> None:
+        deadline = time.monotonic() + 20
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        then()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_ends_the_process_in_order(settings: Settings, worlds: dict[Modality, World]) -> None:
+    """Studies that were announced end; on SIGTERM the process leaves its groups and returns 0."""
+    world = worlds[Modality.ECG]
+    world.announce()
+    handler = signal.getsignal(signal.SIGTERM)
+    _when(lambda: bool(world.outcomes()), _terminate)
+    assert run(settings) == 0
+    assert [outcome["outcome"] for outcome in world.outcomes()] == ["reported"]
+    assert world.lag() == 0
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_the_status_file_says_what_the_process_is_doing(settings: Settings, worlds: dict[Modality, World]) -> None:
+    """Starting, ready with its process id, stopping, stopped: others can wait for it."""
+    seen: list[dict[str, Any]] = []
+
+    def ready() -> bool:
+        status = _status(settings)
+        seen.append(status)
+        return bool(status.get("ready"))
+
+    _when(ready, _terminate)
+    assert run(settings) == 0
+    assert seen[-1]["pid"] == os.getpid()
+    assert seen[-1]["modalities"] == ["echo", "ecg"]
+    assert (_status(settings)["state"], _status(settings)["ready"]) == ("stopped", False)
+
+
+def test_a_lane_that_needs_an_operator_ends_the_process(
+    settings: Settings, worlds: dict[Modality, World]
+) -> None:
+    """One broken engine ends all lanes with the exit code for an operator; its message is not committed."""
+    world = worlds[Modality.ECHO]
+    world.engine.faults = [SelfTestFailed("x")]
+    world.announce()
+    assert run(settings) == processors.EXIT_OPERATOR
+    assert world.lag() == 1
+
+
+def test_an_engine_that_fails_its_self_test_consumes_nothing(
+    settings: Settings, worlds: dict[Modality, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before every engine has passed, no group is joined, and the process is never ready."""
+
+    def broken(*_: Any) -> Route:
+        raise SelfTestFailed("x")
+
+    monkeypatch.setattr(processors, "open_route", broken)
+    worlds[Modality.ECHO].announce()
+    with pytest.raises(SelfTestFailed):
+        run(settings)
+    assert _status(settings)["state"] == "stopped"
+    assert worlds[Modality.ECHO].lag() == 1
+
+
+def test_a_failpoint_kills_at_its_stage_and_nowhere_else() -> None:
+    """The fault tests can end the process with SIGKILL after any stage; in service the checkpoint does nothing."""
+    code = (
+        "from stream_processors.stages import Stage, kill_after\n"
+        "checkpoint = kill_after(Stage.STORE)\n"
+        "checkpoint(Stage.FETCH); print('alive', flush=True); checkpoint(Stage.STORE); print('not here')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "alive\n")
+
+
+def test_the_failpoint_of_the_settings_is_the_one_that_is_used(settings: Settings) -> None:
+    """Without a setting nothing is armed."""
+    assert checkpoint_of(settings) is pass_by
+    armed = checkpoint_of(settings.model_copy(update={"failpoint": "after_store"}))
+    assert armed.__qualname__ == kill_after(Stage.STORE).__qualname__
+
+
+def test_a_stage_that_fails_is_timed_but_reaches_no_checkpoint() -> None:
+    """A failpoint fires after a stage has succeeded; the time is told in both cases."""
+    reached: list[Stage] = []
+    timed = Stopwatch(reached.append, {"wait": 1.5})
+    with timed(Stage.FETCH):
+        pass
+    with pytest.raises(ZeroDivisionError), timed(Stage.READ):
+        _ = 1 / 0
+    assert reached == [Stage.FETCH]
+    assert set(timed.stage_ms) == {"wait", "fetch", "read", "total"}

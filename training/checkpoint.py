@@ -1,0 +1,75 @@
+"""The state of a run on disk: tensors as safetensors, the rest as JSON; never pickle.
+
+A checkpoint is written beside the old one and renamed over it, so that a kill leaves one or the other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_NAME = "checkpoint.safetensors"
+_META_NAME = "checkpoint.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: epochs done, and which config it was made with."""
+
+    epochs_done: int
+    config_sha256: str
+
+
+def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write model, optimiser and progress as one step."""
+    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in _optimizer_tensors(optimizer).items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    metadata = {"epochs_done": str(progress.epochs_done), "config_sha256": progress.config_sha256}
+    partial = directory / f"{_NAME}.partial"
+    save_file(tensors, partial, metadata=metadata)
+    partial.replace(directory / _NAME)
+    # For the reader; what is resumed from is the metadata inside the tensor file, which cannot disagree with it.
+    (directory / _META_NAME).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+
+def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress | None:
+    """Restore model (and optimiser) in place; None when there is no checkpoint yet."""
+    path = directory / _NAME
+    if not path.exists():
+        return None
+    tensors = load_file(path)
+    model.load_state_dict(_under(tensors, "model."))
+    if optimizer is not None:
+        _restore_optimizer(optimizer, _under(tensors, "optimizer."))
+    return _progress(path)
+
+
+def _progress(path: Path) -> Progress:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    return Progress(epochs_done=int(metadata["epochs_done"]), config_sha256=metadata["config_sha256"])
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        entries.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

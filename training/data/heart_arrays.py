@@ -1,0 +1,149 @@
+"""Prepared arrays of many digital hearts, made once and kept as memory-mapped files.
+
+The arrays come out of ``engines.preprocess.prepare`` and nothing else, so a network is trained on exactly what the
+serving path will feed it. A directory is named by what decides its content (hearts, preprocess specification and
+the source code of both), so changed code never meets arrays of the old. Making can be killed and started again.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from engines.bundle.manifest import TensorSpec
+from engines.errors import Refusal
+from engines.preprocess.registry import prepare
+from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
+from training.config import DataConfig, describe_data
+from training.data.sources.phantom_hearts import draw_heart
+from training.data.targets import COLUMNS
+
+PENDING, REFUSED = 0, 255
+_REPORT_EVERY = 50
+_SOURCE_FOLDERS = ("engines/preprocess", "training/phantoms", "training/data/sources")
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeartArrays:
+    """Arrays of the hearts of one data set; one row per heart.
+
+    Args:
+        inputs: [N, K, ...], up to K prepared inputs (clips) of a heart, dtype as the network takes it.
+        targets: float32 [N, columns of ``training.data.targets.COLUMNS``].
+        clips: uint8 [N], how many clips of a heart are filled; ``REFUSED`` where the preprocessing refused it.
+    """
+
+    inputs: NDArray[Any]
+    targets: NDArray[np.float32]
+    clips: NDArray[np.uint8]
+
+    def usable(self, hearts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of the given hearts whose record was not refused."""
+        return np.asarray(hearts[self.clips[hearts] != REFUSED])
+
+
+def heart_arrays(root: Path, config: DataConfig, input_spec: TensorSpec, *, workers: int) -> HeartArrays:
+    """Return the arrays of a data set, making those that are missing.
+
+    Args:
+        root: folder of all data sets.
+        config: which hearts.
+        input_spec: name, dtype and shape of the network's input; its batch axis becomes the clip axis.
+        workers: processes that render hearts.
+
+    Raises:
+        ValueError: when a prepared array does not fit ``input_spec``.
+    """
+    folder = root / f"{config.modality.value}-{_content_digest(config)[:16]}"
+    if not (folder / "clips.npy").exists():
+        _create(folder, config, input_spec)
+    missing = np.flatnonzero(np.load(folder / "clips.npy") == PENDING)
+    if len(missing):
+        _fill(folder, config, input_spec, missing.tolist(), workers)
+    return HeartArrays(
+        inputs=np.load(folder / "inputs.npy", mmap_mode="r"),
+        targets=np.load(folder / "targets.npy", mmap_mode="r"),
+        clips=np.load(folder / "clips.npy"),
+    )
+
+
+def _create(folder: Path, config: DataConfig, input_spec: TensorSpec) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (config.hearts, clips_per_heart(config.preprocess), *input_spec.shape[1:])
+    open_memmap(folder / "inputs.npy", mode="w+", dtype=np.dtype(input_spec.dtype), shape=shape).flush()
+    open_memmap(folder / "targets.npy", mode="w+", dtype=np.float32, shape=(config.hearts, len(COLUMNS))).flush()
+    (folder / "data.json").write_text(json.dumps(describe_data(config), indent=2) + "\n", encoding="utf-8")
+    # Last: the folder counts as created once this file stands.
+    open_memmap(folder / "clips.npy", mode="w+", dtype=np.uint8, shape=(config.hearts,)).flush()
+
+
+def clips_per_heart(spec: EchoSpec | CmrSpec | EcgSpec) -> int:
+    """Return how many inputs ``prepare`` makes of one record at most."""
+    return spec.clips if isinstance(spec, EchoSpec) else 1
+
+
+def _fill(folder: Path, config: DataConfig, input_spec: TensorSpec, missing: list[int], workers: int) -> None:
+    _log.info("hearts.started", modality=config.modality.value, missing=len(missing), folder=folder.name)
+    make = partial(_make_heart, folder, config, input_spec)
+    if workers == 1:
+        _follow(map(make, missing), len(missing))
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        _follow(pool.imap_unordered(make, missing, chunksize=4), len(missing))
+
+
+def _follow(clips: Iterable[int], total: int) -> None:
+    refused = 0
+    for done, made in enumerate(clips, start=1):
+        refused += made == REFUSED
+        if done % _REPORT_EVERY == 0 or done == total:
+            _log.info("hearts.made", done=done, total=total, refused=refused)
+
+
+def _make_heart(folder: Path, config: DataConfig, input_spec: TensorSpec, index: int) -> int:
+    made = _write_heart(folder, config, input_spec, index)
+    # Written after the data, so that a row that counts as made is whole.
+    open_memmap(folder / "clips.npy", mode="r+")[index] = made
+    return made
+
+
+def _write_heart(folder: Path, config: DataConfig, input_spec: TensorSpec, index: int) -> int:
+    heart = draw_heart(config.modality, config.seed, index)
+    open_memmap(folder / "targets.npy", mode="r+")[index] = [heart.targets[name] for name in COLUMNS]
+    try:
+        array = prepare(heart.record, config.preprocess).arrays[input_spec.name]
+    except Refusal as refusal:
+        _log.info("heart.refused", heart=index, code=refusal.code.value, reason=refusal.reason)
+        return REFUSED
+    inputs = open_memmap(folder / "inputs.npy", mode="r+")
+    if array.shape[1:] != inputs.shape[2:] or array.dtype != inputs.dtype or not 1 <= len(array) <= inputs.shape[1]:
+        raise ValueError(f"prepared {array.dtype} {array.shape}; expected {inputs.dtype} {inputs.shape[1:]}")
+    inputs[index, : len(array)] = array
+    return len(array)
+
+
+def _content_digest(config: DataConfig) -> str:
+    text = json.dumps(describe_data(config), sort_keys=True)
+    return hashlib.sha256((text + source_digest(_SOURCE_FOLDERS)).encode()).hexdigest()
+
+
+def source_digest(folders: Iterable[str]) -> str:
+    """Return the SHA-256 over the Python code in folders of this repository, blind to comments and layout."""
+    root = Path(__file__).parents[2]
+    files = sorted(path for folder in folders for path in (root / folder).glob("*.py"))
+    trees = [f"{path.relative_to(root)}:{ast.dump(ast.parse(path.read_text(encoding='utf-8')))}" for path in files]
+    return hashlib.sha256("\n".join(trees).encode()).hexdigest()

@@ -1,0 +1,146 @@
+"""A trained network to a bundle: graph, calibration, golden vectors, measured metrics, model card.
+
+The bundle is written twice: first without metrics, so that they can be measured through the bundle itself.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import structlog
+from torch import nn
+
+from engines.bundle.golden import GoldenCase
+from engines.bundle.manifest import (
+    CARD_NAME,
+    EMBEDDING_NAME,
+    GOLDEN_NAME,
+    GRAPH_NAME,
+    Golden,
+    ManifestDraft,
+    OutOfDistribution,
+    Postprocess,
+    TensorSpec,
+)
+from engines.bundle.writer import write_bundle
+from engines.predictors.distance import EmbeddingStatistics
+from engines.records import Modality
+from training.config import RunConfig
+from training.data.heart_arrays import HeartArrays
+from training.data.splits import Split
+from training.evaluate import evaluate_bundle
+from training.golden import golden_cases
+from training.onnx_graph import check_parity, export_graph
+from training.outputs import HeartOutputs, heart_outputs
+from training.postprocess import LIMIT_PERCENTILE, cmr_postprocess, distance_limit, ecg_postprocess, echo_postprocess
+from training.signature import input_spec, output_specs
+
+_log = structlog.get_logger()
+
+_POSTPROCESS: dict[Modality, Callable[[HeartOutputs, float], Postprocess]] = {
+    Modality.ECHO: echo_postprocess,
+    Modality.CMR: cmr_postprocess,
+    Modality.ECG: ecg_postprocess,
+}
+_PREPARED_TOLERANCE = {"clip": 1.0, "image": 1e-4, "ecg": 1e-4}
+_OUTPUT_TOLERANCE = {"ef": 0.05, "logit": 5e-3, "estimates": 0.02, "disease_logits": 5e-3, "embedding": 5e-3}
+_PARITY_HEARTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleParts:
+    """Everything of a bundle but its metrics."""
+
+    draft: ManifestDraft
+    graph: bytes
+    golden: list[GoldenCase]
+    embedding: EmbeddingStatistics
+
+    def write(self, directory: Path, metrics: dict[str, float]) -> Path:
+        """Write the bundle with these metrics."""
+        draft = self.draft.model_copy(update={"metrics": metrics})
+        return write_bundle(directory, draft, onnx_bytes=self.graph, golden=self.golden, embedding=self.embedding)
+
+
+def export_bundle(config: RunConfig, network: nn.Module, arrays: HeartArrays, split: Split, directory: Path) -> Path:
+    """Write the bundle of a trained network and return its folder.
+
+    Args:
+        config: the run.
+        network: trained.
+        arrays: of the run's hearts.
+        split: of the run's hearts; calibration hearts calibrate, test hearts are measured.
+        directory: the bundle's folder; its parent is made where missing.
+
+    Raises:
+        ParityError: when graph and network disagree.
+    """
+    parts = _parts(config, network, arrays, split)
+    spec = input_spec(config.data.preprocess)
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = parts.write(Path(scratch) / "trial", {})
+        metrics = evaluate_bundle(trial, arrays, split.test, spec)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    parts.write(directory, metrics)
+    _log.info("bundle.written", bundle=directory.name, bytes=sum(file.stat().st_size for file in directory.iterdir()))
+    return directory
+
+
+def copy_card(bundle: Path, docs: Path) -> Path:
+    """Copy the model card of a bundle into the documentation and return its path."""
+    docs.mkdir(parents=True, exist_ok=True)
+    target = docs / f"{bundle.name}.md"
+    target.write_bytes((bundle / CARD_NAME).read_bytes())
+    return target
+
+
+def _parts(config: RunConfig, network: nn.Module, arrays: HeartArrays, split: Split) -> BundleParts:
+    network.eval()
+    spec = input_spec(config.data.preprocess)
+    batch = config.optim.batch_size
+    training = heart_outputs(network, arrays, split.train, batch_size=batch)
+    calibration = heart_outputs(network, arrays, split.calibration, batch_size=batch)
+    outputs = output_specs(config.data.modality, training.all_rows("embedding").shape[1])
+    graph = export_graph(network, spec, [output.name for output in outputs])
+    hearts = arrays.usable(split.test)[:_PARITY_HEARTS]
+    parity = check_parity(graph, network, spec.name, np.stack([arrays.inputs[heart, 0] for heart in hearts]))
+    _log.info("graph.checked", bytes=len(graph), largest_difference=parity)
+    embedding = EmbeddingStatistics.fit(training.all_rows("embedding"))
+    draft = ManifestDraft(
+        schema_version=1,
+        name=config.bundle.name,
+        version=config.bundle.version,
+        modality=config.data.modality,
+        method=config.bundle.method,
+        intended_use=config.bundle.intended_use,
+        training_data=config.bundle.training_data,
+        created_utc=dt.datetime.now(dt.UTC).replace(microsecond=0),
+        graph=GRAPH_NAME,
+        preprocess=config.data.preprocess,
+        inputs=(spec,),
+        outputs=outputs,
+        postprocess=_POSTPROCESS[config.data.modality](calibration, config.bundle.coverage_percent),
+        out_of_distribution=OutOfDistribution(
+            file=EMBEDDING_NAME,
+            output="embedding",
+            limit_distance=distance_limit(embedding, calibration),
+            limit_percentile=LIMIT_PERCENTILE,
+        ),
+        golden=_golden_section(spec, outputs),
+        metrics={},
+    )
+    golden = golden_cases(config.data, graph, spec, count=config.bundle.golden_hearts)
+    return BundleParts(draft=draft, graph=graph, golden=golden, embedding=embedding)
+
+
+def _golden_section(spec: TensorSpec, outputs: tuple[TensorSpec, ...]) -> Golden:
+    return Golden(
+        file=GOLDEN_NAME,
+        prepared_tolerance={spec.name: _PREPARED_TOLERANCE[spec.name]},
+        output_tolerance={output.name: _OUTPUT_TOLERANCE[output.name] for output in outputs},
+    )

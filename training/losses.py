@@ -1,0 +1,43 @@
+"""What each network is trained to make small; every loss is a mean over the batch, in units of the target's spread.
+
+Each takes the network's named outputs and the targets by column name, and returns one scalar tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.data.targets import DISEASES, ESTIMATES, SPREADS
+
+
+def ejection_fraction_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    """Return the Huber loss of ``ef`` [B, 1] against ``lvef`` [B], percent."""
+    return _huber(outputs["ef"][:, 0], targets["lvef"], SPREADS["lvef"])
+
+
+def risk_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    """Return cross-entropy of ``logit`` [B, 1] plus Huber of the training-only ``lvef`` [B, 1].
+
+    The ejection fraction says how far a heart lies from the threshold, which the bare class does not.
+    """
+    label = targets["lvef_at_most_40"]
+    classes = functional.binary_cross_entropy_with_logits(outputs["logit"][:, 0], label)
+    return classes + _huber(outputs["lvef"][:, 0], targets["lvef"], SPREADS["lvef"])
+
+
+def ecg_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    """Return Huber of ``estimates`` [B, 3] plus cross-entropy of ``disease_logits`` [B, 6], columns weighted alike."""
+    estimates = [
+        _huber(outputs["estimates"][:, index], targets[name], SPREADS[name]) for index, name in enumerate(ESTIMATES)
+    ]
+    labels_BD = torch.stack([targets[name] for name in DISEASES], dim=1)
+    diseases = functional.binary_cross_entropy_with_logits(outputs["disease_logits"], labels_BD)
+    return torch.stack(estimates).mean() + 0.5 * diseases
+
+
+def _huber(predicted: Tensor, truth: Tensor, spread: float) -> Tensor:
+    return functional.smooth_l1_loss(predicted / spread, truth / spread, beta=0.5)

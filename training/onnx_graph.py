@@ -1,0 +1,98 @@
+"""A trained network as an ONNX graph: fixed opset, only the batch axis free, checked against torch.
+
+Called by ``training.export``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engines.bundle.manifest import TensorSpec
+
+OPSET = 18
+PARITY_TOLERANCE = 1e-4
+
+
+class ParityError(RuntimeError):
+    """The graph and the network it was made from disagree."""
+
+
+class NamedOutputs(nn.Module):
+    """The network as the graph shows it: the released outputs only, in the order of the manifest."""
+
+    def __init__(self, network: nn.Module, output_names: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.output_names = tuple(output_names)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs, each [B, width]."""
+        outputs = self.network(x)
+        return tuple(outputs[name] for name in self.output_names)
+
+
+def export_graph(network: nn.Module, input_spec: TensorSpec, output_names: Sequence[str]) -> bytes:
+    """Return the ONNX graph of a network in evaluation mode, without traces of where it was made.
+
+    Args:
+        network: returns its outputs by name.
+        input_spec: of the one input.
+        output_names: the outputs that are released, in order.
+    """
+    view = NamedOutputs(network, output_names).eval()
+    # Two, because the exporter takes a batch of one for a constant.
+    example = torch.zeros((2, *input_spec.shape[1:]), dtype=getattr(torch, input_spec.dtype))
+    program = torch.onnx.export(
+        view,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        opset_version=OPSET,
+        input_names=[input_spec.name],
+        output_names=list(output_names),
+        verbose=False,
+    )
+    assert program is not None
+    model = _without_traces(program.model_proto)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def run_graph(graph: bytes, name: str, inputs: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
+    """Return the named outputs of ONNX Runtime on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {name: inputs}), strict=True))
+
+
+@torch.inference_mode()
+def check_parity(graph: bytes, network: nn.Module, name: str, inputs: NDArray[np.generic]) -> float:
+    """Return the largest absolute difference of graph and network over all outputs, in the outputs' units.
+
+    Raises:
+        ParityError: when it exceeds ``PARITY_TOLERANCE``.
+    """
+    expected = network.eval()(torch.from_numpy(np.ascontiguousarray(inputs)))
+    found = run_graph(graph, name, inputs)
+    worst = max(float(np.abs(values - expected[output].numpy()).max()) for output, values in found.items())
+    if not worst <= PARITY_TOLERANCE:
+        raise ParityError(f"graph and network differ by {worst:.2e}; expected at most {PARITY_TOLERANCE:.0e}")
+    return worst
+
+
+def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what the exporter notes of source files and their folders; it would also make equal graphs differ."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    return model

@@ -1,0 +1,106 @@
+"""Makes whole studies with their truth: ``OUT/<nnn>/*.dcm`` and ``OUT/truth.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training.phantoms import cmr, echo
+from training.phantoms.dicom import Patient, Study, write_cmr, write_ecg, write_echo
+from training.phantoms.ecg import ecg_record
+from training.phantoms.subjects import Subject, draw_subject
+
+METHODS = ("cmr", "echo", "ecg")
+_STREAMS = {"cmr": 1, "echo": 2, "ecg": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTruth:
+    """What is true of one study; ``files`` are relative to the folder of ``truth.json``."""
+
+    study_instance_uid: str
+    modality: str
+    lvef_percent: float
+    lvedv_ml: float
+    lvesv_ml: float
+    rvef_percent: float
+    cardiac_output_l_min: float
+    conditions: dict[str, bool]
+    files: tuple[str, ...]
+
+
+def make_studies(
+    method: str,
+    seed: int,
+    count: int,
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
+    patient: Patient | None = None,
+) -> list[StudyTruth]:
+    """Make ``count`` studies of one method; the same seed makes the same bytes.
+
+    Raises:
+        ValueError: unknown method, or a count below 1.
+    """
+    if method not in METHODS:
+        msg = f"method is {method!r}; expected one of {', '.join(METHODS)}"
+        raise ValueError(msg)
+    if count < 1:
+        msg = f"count is {count}; at least one study is needed"
+        raise ValueError(msg)
+    truths = []
+    for index in range(count):
+        truths.append(
+            _make(method, seed, index, out, patient or Patient(patient_id=f"PHANTOM-{method}-{seed}-{index}"))
+        )
+        if progress is not None:
+            progress(index + 1, count)
+    (out / "truth.json").write_text(json.dumps([asdict(truth) for truth in truths], indent=2) + "\n")
+    return truths
+
+
+def _make(method: str, seed: int, index: int, out: Path, patient: Patient) -> StudyTruth:
+    rng = np.random.default_rng([abs(seed), int(seed < 0), _STREAMS[method], index])
+    subject = draw_subject(rng)
+    key = f"{method}/{seed}/{index}"
+    study = Study(key=key, number=index + 1, patient=patient, subject=subject, description=f"Phantom {method.upper()}")
+    folder = out / f"{index:03d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _WRITERS[method](study, subject, rng, folder)
+    return _truth(method, study, subject, tuple(str(file.relative_to(out)) for file in files))
+
+
+def _make_cmr(study: Study, subject: Subject, rng: np.random.Generator, folder: Path) -> list[Path]:
+    scan = cmr.draw_scan(rng)
+    stack = cmr.rendered(subject, scan, rng)
+    return write_cmr(study, scan, np.asarray(stack.images_SPHW, np.uint16), stack.trigger_times_ms, folder)
+
+
+def _make_echo(study: Study, subject: Subject, rng: np.random.Generator, folder: Path) -> list[Path]:
+    scan = echo.draw_scan(rng, subject)
+    return write_echo(study, scan, echo.rendered(subject, scan, rng), folder)
+
+
+def _make_ecg(study: Study, subject: Subject, rng: np.random.Generator, folder: Path) -> list[Path]:
+    return write_ecg(study, ecg_record(subject, rng), rng, folder)
+
+
+_WRITERS = {"cmr": _make_cmr, "echo": _make_echo, "ecg": _make_ecg}
+
+
+def _truth(method: str, study: Study, subject: Subject, files: tuple[str, ...]) -> StudyTruth:
+    return StudyTruth(
+        study_instance_uid=study.uid("study"),
+        modality=method,
+        lvef_percent=subject.lvef_percent,
+        lvedv_ml=subject.lvedv_ml,
+        lvesv_ml=subject.lvesv_ml,
+        rvef_percent=subject.rvef_percent,
+        cardiac_output_l_min=subject.cardiac_output_l_min,
+        conditions=dict(subject.diseases),
+        files=files,
+    )

@@ -1,0 +1,89 @@
+"""Calibration hearts to the calibration numbers of the manifest, one function per modality.
+
+Called by ``training.export``. The predictor of the engines reads these numbers; both sides average clips alike.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.bundle.manifest import (
+    CmrPostprocess,
+    ConformalEstimate,
+    EcgPostprocess,
+    EchoPostprocess,
+    ProbabilityTable,
+)
+from engines.predictors.distance import EmbeddingStatistics
+from engines.records import Modality
+from training.calibrate import conformal_half_width, venn_abers_table
+from training.data.targets import DISEASES, ESTIMATES, LVEF_AT_MOST_40
+from training.outputs import HeartOutputs
+
+FloatArray = NDArray[np.float64]
+
+LIMIT_PERCENTILE = 99.5
+_UNITS = {"lvef": "%", "rvef": "%", "cardiac_output": "l/min"}
+_RANGES = {"lvef": (0.0, 100.0), "rvef": (0.0, 100.0), "cardiac_output": (0.0, 30.0)}
+_THRESHOLD_PROBABILITY = 0.5
+_VENN_ABERS_COVERAGE: Literal[100] = 100
+
+
+def echo_postprocess(calibration: HeartOutputs, coverage_percent: float) -> EchoPostprocess:
+    """Return interval and spread limit of the ejection fraction, averaged over clips."""
+    estimate = _conformal("lvef", calibration.heart_means("ef")[:, 0], calibration.targets["lvef"], coverage_percent)
+    spreads = [clips[:, 0].std(ddof=1) for clips in calibration.clips["ef"] if len(clips) > 1]
+    limit = float(np.percentile(spreads, LIMIT_PERCENTILE))
+    return EchoPostprocess(modality=Modality.ECHO, lvef=estimate, clip_sd_limit_percent=round(limit, 3))
+
+
+def cmr_postprocess(calibration: HeartOutputs, coverage_percent: float) -> CmrPostprocess:  # noqa: ARG001 - one shape
+    """Return the probability table of an ejection fraction of at most 40 %; Venn-Abers pairs name no coverage."""
+    logits = calibration.heart_means("logit")[:, 0]
+    return CmrPostprocess(modality=Modality.CMR, risk=_table(LVEF_AT_MOST_40, logits, calibration))
+
+
+def ecg_postprocess(calibration: HeartOutputs, coverage_percent: float) -> EcgPostprocess:
+    """Return the intervals of the three estimates and the tables of the six conditions."""
+    values = calibration.heart_means("estimates")
+    logits = calibration.heart_means("disease_logits")
+    estimates = [
+        _conformal(name, values[:, index], calibration.targets[name], coverage_percent)
+        for index, name in enumerate(ESTIMATES)
+    ]
+    conditions = [_table(name, logits[:, index], calibration) for index, name in enumerate(DISEASES)]
+    return EcgPostprocess(modality=Modality.ECG, estimates=tuple(estimates), conditions=tuple(conditions))
+
+
+def distance_limit(statistics: EmbeddingStatistics, held_out: HeartOutputs) -> float:
+    """Return the distance that ``LIMIT_PERCENTILE`` of held-out hearts stay under."""
+    distances = [statistics.distance(clips) for clips in held_out.clips["embedding"]]
+    return float(np.percentile(distances, LIMIT_PERCENTILE))
+
+
+def _conformal(quantity: str, predicted: FloatArray, truth: FloatArray, coverage_percent: float) -> ConformalEstimate:
+    minimum, maximum = _RANGES[quantity]
+    return ConformalEstimate(
+        quantity=quantity,
+        unit=_UNITS[quantity],
+        coverage_percent=coverage_percent,
+        conformal_quantile=round(conformal_half_width(np.abs(predicted - truth), coverage_percent), 4),
+        sd_offset=None,
+        minimum=minimum,
+        maximum=maximum,
+    )
+
+
+def _table(condition: str, logits: FloatArray, calibration: HeartOutputs) -> ProbabilityTable:
+    table = venn_abers_table(logits, calibration.targets[condition])
+    return ProbabilityTable(
+        condition=condition,
+        threshold_probability=_THRESHOLD_PROBABILITY,
+        coverage_percent=_VENN_ABERS_COVERAGE,
+        logits=tuple(table.scores.tolist()),
+        low=tuple(table.low_probabilities.tolist()),
+        high=tuple(table.high_probabilities.tolist()),
+    )

@@ -1,0 +1,57 @@
+"""From a recipe to a bundle in one go: arrays, training, export. Each step takes up where it was interrupted.
+
+Called by the command line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from training.checkpoint import load_checkpoint
+from training.config import RunConfig, config_digest
+from training.data.heart_arrays import HeartArrays, heart_arrays
+from training.data.splits import Split, split_hearts
+from training.evaluate import evaluate_bundle
+from training.export import export_bundle
+from training.loop import require_same_run, train
+from training.signature import input_spec
+
+ARRAYS_FOLDER = "arrays"
+
+
+def train_run(config: RunConfig, out: Path, *, workers: int, threads: int) -> Path:
+    """Train a run below ``out`` and return its folder, named by recipe and config digest."""
+    torch.set_num_threads(threads)
+    arrays, split = _hearts(config, out, workers)
+    train(config, arrays, split, run_folder(config, out))
+    return run_folder(config, out)
+
+
+def release_run(config: RunConfig, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
+    """Train where needed, then write the bundle; returns its folder."""
+    run = train_run(config, out, workers=workers, threads=threads)
+    arrays, split = _hearts(config, out, workers)
+    network = config.model()
+    progress = load_checkpoint(run, network, None)
+    assert progress is not None, "training ends with a checkpoint"
+    require_same_run(progress, config, run)
+    return export_bundle(config, network, arrays, split, bundle)
+
+
+def evaluate_run(config: RunConfig, out: Path, bundle: Path, *, workers: int) -> dict[str, float]:
+    """Return the metrics of a bundle on the test hearts of a run."""
+    arrays, split = _hearts(config, out, workers)
+    return evaluate_bundle(bundle, arrays, split.test, input_spec(config.data.preprocess))
+
+
+def run_folder(config: RunConfig, out: Path) -> Path:
+    """Return where a run lives; another config has another folder."""
+    return out / f"{config.recipe}-{config_digest(config)[:12]}"
+
+
+def _hearts(config: RunConfig, out: Path, workers: int) -> tuple[HeartArrays, Split]:
+    spec = input_spec(config.data.preprocess)
+    arrays = heart_arrays(out / ARRAYS_FOLDER, config.data, spec, workers=workers)
+    return arrays, split_hearts(config.data.hearts, config.data.split, config.data.seed)

@@ -1,0 +1,32 @@
+"""Names, types and shapes of what goes into a network and what comes out, by modality: the bundle's tensors."""
+
+from __future__ import annotations
+
+from engines.bundle.manifest import TensorSpec
+from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
+from engines.records import LEAD_NAMES, Modality
+from training.data.targets import DISEASES, ESTIMATES
+
+_VALUES = {
+    Modality.ECHO: (("ef", 1),),
+    Modality.CMR: (("logit", 1),),
+    Modality.ECG: (("estimates", len(ESTIMATES)), ("disease_logits", len(DISEASES))),
+}
+
+
+def input_spec(spec: EchoSpec | CmrSpec | EcgSpec) -> TensorSpec:
+    """Return the one input of a network that eats what ``spec`` prepares."""
+    match spec:
+        case EchoSpec():
+            shape: tuple[int, ...] = (-1, 1, spec.clip_frames, spec.size_px, spec.size_px)
+            return TensorSpec(name="clip", dtype="uint8", shape=shape)
+        case CmrSpec():
+            return TensorSpec(name="image", dtype="float32", shape=(-1, 2, spec.size_px, spec.size_px))
+        case EcgSpec():
+            return TensorSpec(name="ecg", dtype="float32", shape=(-1, len(LEAD_NAMES), spec.window_samples))
+
+
+def output_specs(modality: Modality, embedding_width: int) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a modality's network; the embedding comes last."""
+    columns = (*_VALUES[modality], ("embedding", embedding_width))
+    return tuple(TensorSpec(name=name, dtype="float32", shape=(-1, width)) for name, width in columns)
