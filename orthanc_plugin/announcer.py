@@ -25,7 +25,7 @@ from orthanc_plugin.wire.events import EventError
 from orthanc_plugin.wire.log import Log, LogUnavailable
 
 PAGES_PER_TURN = 20
-WORK_PER_TURN_S = 0.2
+WORK_PER_TURN_S = 0.5
 CURSOR_PERIOD_S = 1.0
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 10.0

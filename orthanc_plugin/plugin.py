@@ -22,7 +22,7 @@ from orthanc_plugin.status import Status
 from orthanc_plugin.wire.log import open_log
 
 STATUS_PATH = "/purkinje/status"
-PAUSE_S = 0.1
+PAUSE_S = 0.25
 """Between two rounds: gathers arrivals, and leaves interpreter and database to Orthanc."""
 RETRY_S = 2.0
 JOIN_S = 5.0

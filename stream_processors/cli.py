@@ -1,7 +1,7 @@
 """``purkinje``: the processors and the tools around them.
 
 Every command imports what it needs when it runs, so that ``--help`` answers at once. Exit codes: 0 done, 1 something
-was not as it should be (the output says what), 2 wrong usage or settings, 3 an engine or the log needs an operator.
+was not as it should be (the output says what), 2 wrong usage or settings, 3 an engine needs an operator.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -44,6 +44,48 @@ def main() -> None:
     Needed to serve: PURKINJE_SITE_URL (this site's own address, part of every report's UID) and PURKINJE_LOG
     (sqlite:///absolute/path.db or kafka://host:port). `purkinje settings` shows everything else.
     """
+
+
+@main.command("demo")
+@click.option("--input", "input_path", type=click.Path(path_type=Path), help="Your DICOM file or folder, not phantoms.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Leave summary.json and reports/*.dcm here."
+)
+@click.option(
+    "--log", type=click.Choice(["sqlite", "kafka"]), default="sqlite", show_default=True, help="The log to use."
+)
+@click.option("--keep", is_flag=True, help="Keep everything up until Ctrl-C and print the addresses.")
+@click.option("--viewer", is_flag=True, help="Put the OHIF viewer in front (with --keep).")
+def demo_command(
+    input_path: Path | None, out: Path | None, log: Literal["sqlite", "kafka"], *, keep: bool, viewer: bool
+) -> None:
+    """Show it: start Orthanc and the processors here, send studies by C-STORE, print what came back."""
+    from rich.console import Console
+
+    from stream_processors.local.demo import DemoOptions, run_demo
+
+    with _explained():
+        options = DemoOptions(input=input_path, out=out, log=log, keep=keep, viewer=viewer)
+        sys.exit(run_demo(options, Console()))
+
+
+@main.command("verify")
+@click.option(
+    "--method", type=click.Choice(["cmr", "echo", "ecg"]), required=True, help="What kind of phantoms to send."
+)
+@click.option("--seed", type=int, required=True, help="Any number: other hearts each time.")
+@click.option("--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many studies.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Leave verify.json and reports/*.dcm here."
+)
+def verify_command(method: str, seed: int, count: int, out: Path | None) -> None:
+    """Send new phantom studies through the whole way and hold each report against the truth."""
+    from rich.console import Console
+
+    from stream_processors.local.verify import run_verify
+
+    with _explained():
+        sys.exit(run_verify(method, seed=seed, count=count, out=out, console=Console()))
 
 
 @main.command("run")
@@ -88,6 +130,8 @@ def send_command(paths: tuple[Path, ...], host: str, port: int, called: str, cal
             timeout_s=timeout_s,
             console=console,
         )
+    for path, reason in result.mended.items():
+        click.echo(f"mended: {path}: {reason}", err=True)
     for path, reason in (*result.skipped.items(), *result.failed.items()):
         click.echo(f"{'not sent' if path in result.failed else 'skipped'}: {path}: {reason}", err=True)
     click.echo(f"{len(result.sent)} sent, {len(result.skipped)} skipped, {len(result.failed)} not sent")
@@ -263,16 +307,16 @@ def _explained() -> Iterator[None]:
     """Turn our errors into one message and an exit code; a bug keeps its traceback."""
     from engines.errors import BundleError
     from orthanc_plugin.wire.log import LogUnavailable
-    from stream_processors.errors import ProcessorError, SettingsInvalid
+    from stream_processors.errors import ProcessorError, SettingsInvalid, Stopped
 
     try:
         yield
     except SettingsInvalid as error:
         click.echo(f"purkinje: {error}", err=True)
         sys.exit(EXIT_USAGE)
-    except (BundleError, LogUnavailable, ProcessorError) as error:
+    except (BundleError, LogUnavailable, ProcessorError, FileNotFoundError) as error:
         click.echo(f"purkinje: {type(error).__name__}: {error}", err=True)
-        sys.exit(EXIT_OPERATOR)
+        sys.exit(EXIT_OPERATOR if isinstance(error, BundleError | Stopped) else EXIT_NOT_WELL)
 
 
 if __name__ == "__main__":

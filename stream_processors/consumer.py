@@ -21,26 +21,20 @@ from engines.errors import EngineError
 from orthanc_plugin.wire.events import EventError, is_uid
 from orthanc_plugin.wire.log import LogRecord, LogUnavailable, Subscription
 from stream_processors.disposition import Action, Rule, rule_for
-from stream_processors.errors import ProcessorError
+from stream_processors.errors import Abandoned, ProcessorError, Stopped
 from stream_processors.events import Failure, StudyOutcome
 from stream_processors.publisher import Publisher, utc_now
 from stream_processors.stages import Checkpoint, Stage, pass_by
 from stream_processors.telemetry import Metrics, NoMetrics, describe
 
+EXIT_UNEXPECTED = 1
+EXIT_OPERATOR = 3
 POLL_S = 0.5
 LAG_EVERY_S = 5.0
 _SPEAK_FOR_THEMSELVES = (ProcessorError, EngineError, EventError, LogUnavailable)
 """Classes whose messages are ours and name no patient."""
 
 _log = structlog.get_logger("stream_processors.consumer")
-
-
-class Stopped(Exception):
-    """Nothing more can be done without an operator; the message stays uncommitted."""
-
-
-class Abandoned(Exception):
-    """The process is ending; the message stays uncommitted and is delivered again."""
 
 
 class Runs(Protocol):
@@ -145,10 +139,11 @@ class Lane:
     metrics: Metrics = field(default_factory=NoMetrics)
     topic: str = ""
     fatal: str | None = None
+    exit_code: int = 0
     _lag_seen_s: float = -math.inf
 
     def run(self) -> None:
-        """Work until asked to stop; a ``Stopped`` ends the whole process, with its reason in ``fatal``."""
+        """Work until asked to stop; what ends the whole process leaves its reason in ``fatal`` and an exit code."""
         structlog.contextvars.bind_contextvars(lane=self.name, modality=self.name)
         try:
             while not self.stopping.is_set():
@@ -156,10 +151,10 @@ class Lane:
         except Abandoned:
             _log.info("study.abandoned")
         except Stopped as stopped:
-            self.fatal = str(stopped)
+            self.fatal, self.exit_code = str(stopped), EXIT_OPERATOR
         except Exception as error:  # noqa: BLE001 - a lane that ends in silence would be a modality nobody serves
             _log.error("lane.failed", alert=True, **describe(error))
-            self.fatal = f"lane {self.name} ended unexpectedly: {type(error).__qualname__}"
+            self.fatal, self.exit_code = f"lane {self.name} ended: {type(error).__qualname__}", EXIT_UNEXPECTED
         finally:
             self.stopping.set()
 

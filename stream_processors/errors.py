@@ -13,6 +13,8 @@ The tree (``*`` = worth trying again later)::
     ├── StoreUnverified *           stored, yet not found, or found with another identity
     ├── ReportUnreadable            an object under our UID is not a report of ours
     ├── ClaimTooLarge               the study is larger than this installation fetches
+    ├── Stopped                     an operator has to act before this message can end
+    ├── Abandoned                   the process is ending; the message is delivered again
     ├── ResourceExhausted *         no memory or no disk left here
     └── ClaimEnded                  the announcement is no longer true; ends in an outcome, not in a failure
         ├── ClaimSuperseded         the study holds something else by now; a newer revision is coming
@@ -78,6 +80,14 @@ class ReportUnreadable(ProcessorError):
 
 class ClaimTooLarge(ProcessorError):
     """The announced study has more bytes than the settings allow to fetch."""
+
+
+class Stopped(ProcessorError):
+    """Nothing more can be done without an operator; the message stays uncommitted."""
+
+
+class Abandoned(ProcessorError):
+    """The process is ending; the message stays uncommitted and is delivered again."""
 
 
 class ResourceExhausted(ProcessorError):

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from engines.decode.sandbox import StudyReading
-from engines.decode.spool import Spool
 from pydicom.dataset import Dataset
 
+from engines.decode.spool import Spool
+from engines.decode.study import StudyReading
 from engines.errors import InputRefused
 from engines.predictions import Prediction
 from orthanc_plugin.wire.events import EventError, StudyReady, parse_study_ready

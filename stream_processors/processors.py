@@ -1,29 +1,34 @@
 """The processors as one process: opens everything, starts the lanes, ends in order.
 
-Exit codes: 0 asked to end, 2 the settings are not usable, 3 an engine or a setting needs an operator.
+Exit codes: 0 asked to end, 1 something unexpected (a restart may help), 2 the settings are not usable, 3 an engine or a
+setting needs an operator. A log that does not answer at start is waited for.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from engines.records import Modality
-from orthanc_plugin.wire.log import Log, open_log
+from orthanc_plugin.wire.log import Log, LogUnavailable, open_log
 from stream_processors.consumer import Lane, Settler
-from stream_processors.errors import SettingsInvalid
+from stream_processors.disposition import rule_for
+from stream_processors.errors import Abandoned, SettingsInvalid
 from stream_processors.pacs.client import ReportWriter, StudyReader
 from stream_processors.pacs.dimse import DimseWriter
 from stream_processors.pacs.orthanc_rest import OrthancRest
@@ -34,8 +39,7 @@ from stream_processors.settings import Settings
 from stream_processors.stages import Checkpoint, Stage, kill_after, pass_by
 from stream_processors.telemetry import Metrics, NoMetrics, PrometheusMetrics
 
-EXIT_ASKED = 0
-EXIT_OPERATOR = 3
+_T = TypeVar("_T")
 _log = structlog.get_logger("stream_processors.processors")
 
 
@@ -44,7 +48,6 @@ def run(settings: Settings) -> int:
 
     Raises:
         BundleError: an engine fails its self-test; nothing was consumed.
-        LogUnavailable: the log does not answer at start.
     """
     stopping = threading.Event()
     with ExitStack() as stack:
@@ -52,7 +55,10 @@ def run(settings: Settings) -> int:
         status = StatusFile(settings.status_file)
         stack.callback(status.write, "stopped")
         status.write("starting")
-        lanes = _open_lanes(settings, stopping, stack)
+        try:
+            lanes = _open_lanes(settings, stopping, stack)
+        except Abandoned:
+            return 0
         threads = [threading.Thread(target=lane.run, name=lane.name, daemon=True) for lane in lanes]
         for thread in threads:
             thread.start()
@@ -61,9 +67,9 @@ def run(settings: Settings) -> int:
         stopping.wait()
         status.write("stopping")
         finished = _join(threads, settings.shutdown_s)
-        fatal = [lane.fatal for lane in lanes if lane.fatal]
-        exit_code = EXIT_OPERATOR if fatal else EXIT_ASKED
-        _log.info("processors.stopped", exit_code=exit_code, message="; ".join(fatal) or None)
+        exit_code = max(lane.exit_code for lane in lanes)
+        fatal = "; ".join(lane.fatal for lane in lanes if lane.fatal)
+        _log.info("processors.stopped", exit_code=exit_code, message=fatal or None)
         if not finished:
             # A lane is in the middle of a study. What it has not committed is delivered again; waiting for native code
             # to notice an interpreter that shuts down may crash it.
@@ -151,15 +157,32 @@ class StatusFile:
         scratch.replace(self._path)
 
 
+def patiently(attempt: Callable[[], _T], stopping: threading.Event) -> _T:
+    """Repeat what needs the log until the log answers.
+
+    Raises:
+        Abandoned: asked to end before it did.
+    """
+    for attempts in count(1):
+        try:
+            return attempt()
+        except LogUnavailable as error:
+            wait_s = rule_for(error).wait_s(attempts, random.Random())  # noqa: S311 - jitter
+            _log.warning("log.unavailable", message=str(error), attempts=attempts, wait_s=round(wait_s, 1))
+            if stopping.wait(wait_s):
+                raise Abandoned from error
+    raise AssertionError
+
+
 def _open_lanes(settings: Settings, stopping: threading.Event, stack: ExitStack) -> list[Lane]:
-    connections = stack.enter_context(opened(settings))
+    connections = patiently(lambda: stack.enter_context(opened(settings)), stopping)
     metrics = _metrics(settings)
     routes = [_open_route(modality, settings, stack) for modality in settings.modalities]
     return [
         Lane(
             name=route.modality.value,
             topic=route.topic,
-            subscription=connections.log.subscribe([route.topic], group=settings.group),
+            subscription=patiently(partial(connections.log.subscribe, [route.topic], group=settings.group), stopping),
             settler=settler_of(settings, route, connections, stopping=stopping, metrics=metrics),
             stopping=stopping,
             checkpoint=checkpoint_of(settings),

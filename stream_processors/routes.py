@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from engines.decode.sandbox import DecodeLimits, DecodeSandbox, StudyReading
-from engines.decode.spool import Spool
-
 from engines.bundle.reader import load_bundle, released_bundle
+from engines.decode.sandbox import DecodeLimits, DecodeSandbox
+from engines.decode.spool import Spool
+from engines.decode.study import StudyReading
 from engines.predictions import ModelIdentity, Prediction
 from engines.predictors.base import Predictor
 from engines.preprocess.registry import Prepared
@@ -85,7 +85,10 @@ def open_route(modality: Modality, engine: EngineSettings, decode: DecodeSetting
     Raises:
         BundleError: the bundle is altered, or no runtime reproduces its golden vectors.
     """
-    return Route(modality=modality, engine=open_engine(modality, engine), sandbox=DecodeSandbox(limits_of(decode)))
+    route = Route(modality=modality, engine=open_engine(modality, engine), sandbox=DecodeSandbox(limits_of(decode)))
+    with Spool() as nothing:
+        route.read(nothing)  # the child starts now, not with the first study
+    return route
 
 
 def open_engine(modality: Modality, settings: EngineSettings) -> Predictor:

@@ -55,24 +55,28 @@ def thinned(record: Record) -> Record:
 
 
 def _thin_stack(stack: CineStack) -> CineStack:
-    """Keep every third slice and phase, and halve rows and columns."""
+    """Keep every fourth slice and every second phase; halve rows and columns."""
     return replace(
         stack,
-        images_SPHW=stack.images_SPHW[::3, ::3, ::2, ::2].copy(),
+        images_SPHW=stack.images_SPHW[::4, ::2, ::2, ::2].copy(),
         spacing_mm=(2.0 * stack.spacing_mm[0], 2.0 * stack.spacing_mm[1]),
-        slice_positions_mm=stack.slice_positions_mm[::3].copy(),
-        trigger_times_ms=stack.trigger_times_ms[::3, ::3].copy(),
-        sources_SP=tuple(row[::3] for row in stack.sources_SP[::3]),
+        slice_positions_mm=stack.slice_positions_mm[::4].copy(),
+        trigger_times_ms=stack.trigger_times_ms[::4, ::2].copy(),
+        sources_SP=tuple(row[::2] for row in stack.sources_SP[::4]),
     )
 
 
 def _thin_loop(loop: CineLoop) -> CineLoop:
-    """Halve rows and columns."""
-    frames_THW = np.stack(list(loop.frames.luma(range(len(loop.frames)))))[:, ::2, ::2]
+    """Keep every second frame; halve rows and columns."""
+    frames_THW = np.stack(list(loop.frames.luma(range(0, len(loop.frames), 2))))[:, ::2, ::2]
     region = None if loop.region_px is None else _halved(loop.region_px)
     spacing = None if loop.spacing_mm is None else (2.0 * loop.spacing_mm[0], 2.0 * loop.spacing_mm[1])
     return replace(
-        loop, frames=ArrayFrames(frames_THW=np.ascontiguousarray(frames_THW)), region_px=region, spacing_mm=spacing
+        loop,
+        frames=ArrayFrames(frames_THW=np.ascontiguousarray(frames_THW)),
+        frame_times_ms=loop.frame_times_ms[::2].copy(),
+        region_px=region,
+        spacing_mm=spacing,
     )
 
 

@@ -83,19 +83,10 @@ def _resume(run: Run, out: Path) -> int:
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.json").write_text(json.dumps(describe(run.config), indent=2) + "\n", encoding="utf-8")
         return 0
-    require_same_run(progress, run.config, out)
+    if progress.config_sha256 != config_digest(run.config):
+        raise ForeignRunError(f"{out} holds a run with another config; choose another folder or remove it")
     _log.info("run.resumed", epochs_done=progress.epochs_done)
     return progress.epochs_done
-
-
-def require_same_run(progress: Progress, config: RunConfig, out: Path) -> None:
-    """Refuse a checkpoint of another config.
-
-    Raises:
-        ForeignRunError: when the digests differ.
-    """
-    if progress.config_sha256 != config_digest(config):
-        raise ForeignRunError(f"{out} holds a run with another config; choose another folder or remove it")
 
 
 def run_epoch(run: Run, epoch: int) -> EpochRecord:

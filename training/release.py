@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import load_checkpoint
 from training.config import RunConfig, config_digest
 from training.data.heart_arrays import HeartArrays, heart_arrays
 from training.data.splits import Split, split_hearts
 from training.evaluate import evaluate_bundle
 from training.export import export_bundle
-from training.loop import require_same_run, train
+from training.loop import train
 from training.signature import input_spec
 
 ARRAYS_FOLDER = "arrays"
@@ -31,12 +30,9 @@ def train_run(config: RunConfig, out: Path, *, workers: int, threads: int) -> Pa
 
 def release_run(config: RunConfig, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
     """Train where needed, then write the bundle; returns its folder."""
-    run = train_run(config, out, workers=workers, threads=threads)
+    torch.set_num_threads(threads)
     arrays, split = _hearts(config, out, workers)
-    network = config.model()
-    progress = load_checkpoint(run, network, None)
-    assert progress is not None, "training ends with a checkpoint"
-    require_same_run(progress, config, run)
+    network = train(config, arrays, split, run_folder(config, out))
     return export_bundle(config, network, arrays, split, bundle)
 
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from engines.decode.headers import PARSER_ERRORS, heart_rate_bpm, number, parsed, source_of, texts
 from engines.errors import InputRefused, NotApplicable, RefusalCode
@@ -31,7 +31,18 @@ MOST_PIXELS = 200_000_000
 _SAME_PLACE_MM = 0.5
 _SAME_DIRECTION = np.cos(np.radians(2.0))
 _SLICE_DISTANCE_MM = (4.0, 16.0)
-_DERIVED_KINDS = {"LOCALIZER", "PROJECTION IMAGE", "T1 MAP", "T2 MAP", "T2_STAR MAP", "ECV", "PHASE MAP", "P", "VELOCITY", "MPR"}
+_DERIVED_KINDS = {
+    "LOCALIZER",
+    "PROJECTION IMAGE",
+    "T1 MAP",
+    "T2 MAP",
+    "T2_STAR MAP",
+    "ECV",
+    "PHASE MAP",
+    "P",
+    "VELOCITY",
+    "MPR",
+}
 _OTHER_NAMES = re.compile(
     r"(LGE|PSIR|\bDE[_ ]|DELAYED|VIAB|\bT1|\bT2|MOLLI|PERF|TAGG?|GRID|FLOW|4D|VENC|\bPC[_ ]|SCOUT|\bLOC|\bLAX|LONG.?AX"
     r"|[234][ _-]?CH|\bHLA|\bVLA|RVOT|LVOT|HASTE|\bTSE|_AO_|AORT)"
@@ -97,25 +108,44 @@ def _image(dataset: Dataset, instance: BinaryIO) -> _Image:
         _refuse_enhanced(dataset)
     if sop_class != MR_IMAGE:
         raise NotApplicable(RefusalCode.NOT_CARDIAC, "not an MR image")
-    orientation, position = dataset.get("ImageOrientationPatient"), dataset.get("ImagePositionPatient")
-    spacing = dataset.get("PixelSpacing")
+    orientation, position = (
+        _numbers(dataset, "ImageOrientationPatient", 6),
+        _numbers(dataset, "ImagePositionPatient", 3),
+    )
+    spacing = _numbers(dataset, "PixelSpacing", 2)
     if not (orientation and position and spacing):
-        message = "an image lacks ImagePositionPatient, ImageOrientationPatient or PixelSpacing; slices cannot be ordered"
+        message = (
+            "an image lacks ImagePositionPatient, ImageOrientationPatient or PixelSpacing; slices cannot be ordered"
+        )
         raise InputRefused(RefusalCode.GEOMETRY_MISSING, message)
-    row_mm, column_mm = (float(value) for value in spacing)
+    row_mm, column_mm = spacing
+    if min(spacing) <= 0:
+        raise ValueError
     return _Image(
         instance=instance,
         source=source_of(dataset),
         matrix=(int(dataset.Rows), int(dataset.Columns)),
         spacing_mm=(row_mm, column_mm),
-        orientation=tuple(float(value) for value in orientation),
-        position_mm=np.array([float(value) for value in position]),
+        orientation=orientation,
+        position_mm=np.array(position),
         trigger_ms=number(dataset, "TriggerTime"),
         number=number(dataset, "InstanceNumber") or 0.0,
         heart_rate_bpm=heart_rate_bpm(dataset),
         cardiac=_looks_cardiac(dataset),
         excluded=_excluded(dataset),
     )
+
+
+def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
+    """The values of an element, empty when absent.
+
+    Raises:
+        ValueError: another count, or not finite.
+    """
+    values = tuple(float(value) for value in dataset.get(keyword) or ())
+    if values and (len(values) != count or not np.isfinite(values).all()):
+        raise ValueError
+    return values
 
 
 def _refuse_enhanced(dataset: Dataset) -> None:
@@ -207,7 +237,9 @@ def _no_cine(images: list[_Image], stacks: list[list[list[_Image]]]) -> NotAppli
     if any(len(slices) >= FEWEST_SLICES for slices in stacks) and 2 <= phases < FEWEST_PHASES:
         message = f"at most {phases} phases a slice; a cine of at least {FEWEST_PHASES} phases is expected"
         return InputRefused(RefusalCode.TOO_FEW_PHASES, message)
-    message = f"{len(images)} heart images, but no gated cine stack: scouts, maps or stills; a short-axis cine is expected"
+    message = (
+        f"{len(images)} heart images, but no gated cine stack: scouts, maps or stills; a short-axis cine is expected"
+    )
     return InputRefused(RefusalCode.NO_SHORT_AXIS_CINE, message)
 
 
@@ -255,6 +287,8 @@ def _pixels(image: _Image) -> NDArray[np.uint16]:
         message = f"an image cannot be decoded ({type(error).__name__}); send the study again from its source"
         raise InputRefused(RefusalCode.PIXEL_DATA_INCONSISTENT, message) from None
     if values.shape != image.matrix or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-        message = f"an image holds {values.dtype} {values.shape}; expected {image.matrix} unsigned values of at most 16 bits"
+        message = (
+            f"an image holds {values.dtype} {values.shape}; expected {image.matrix} unsigned values of at most 16 bits"
+        )
         raise InputRefused(RefusalCode.PIXEL_DATA_INCONSISTENT, message)
     return values.astype(np.uint16)

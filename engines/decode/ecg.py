@@ -24,6 +24,7 @@ ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
 INDEPENDENT_LEADS = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 MAX_SAMPLES = 2_000_000
 MAX_CHANNELS = 24
+LARGEST_MV = 1e6
 
 _MINUS_AVR = "-aVR"  # Cabrera format: negated when read
 _CODES = (1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8)
@@ -58,6 +59,7 @@ def decode_ecg(instances: Sequence[BinaryIO]) -> EcgRecord:
 
 def _record(dataset: Dataset) -> EcgRecord:
     _check_kind(dataset)
+    _check_byte_order(dataset)
     try:
         index, group = _rhythm_group(dataset)
         leads = _leads(group)
@@ -65,6 +67,8 @@ def _record(dataset: Dataset) -> EcgRecord:
     except PARSER_ERRORS as error:
         raise undecodable(f"the waveform is not readable ({type(error).__name__})") from None
     signal_mv, derived = _twelve(signals)
+    if np.abs(signal_mv[~np.isnan(signal_mv)]).max(initial=0.0) > LARGEST_MV:
+        raise undecodable(f"a lead exceeds {LARGEST_MV:g} mV: its sensitivity or baseline is wrong")
     return EcgRecord(
         signal_mv=signal_mv.astype(np.float32),
         sampling_rate_hz=_sampling_rate(group),
@@ -80,7 +84,8 @@ def _check_kind(dataset: Dataset) -> None:
     sop_class = str(dataset.SOPClassUID)
     if sop_class == AMBULATORY:
         raise InputRefused(
-            RefusalCode.AMBULATORY_RECORD, "an ambulatory ECG was found; a resting twelve-lead ECG of about 10 s is expected"
+            RefusalCode.AMBULATORY_RECORD,
+            "an ambulatory ECG was found; a resting twelve-lead ECG of about 10 s is expected",
         )
     if sop_class == ENCAPSULATED_PDF and "ECG" in texts(dataset, "Modality"):
         raise InputRefused(
@@ -88,6 +93,16 @@ def _check_kind(dataset: Dataset) -> None:
         )
     if sop_class not in (TWELVE_LEAD, GENERAL, GENERAL_32):
         raise NotApplicable(RefusalCode.NOT_CARDIAC, "not an ECG waveform")
+
+
+def _check_byte_order(dataset: Dataset) -> None:
+    """Samples are read as little endian; big endian is retired (PS3.5 A.3) and would be read as noise."""
+    _, little_endian = dataset.original_encoding
+    if not little_endian:
+        raise InputRefused(
+            RefusalCode.UNSUPPORTED_TRANSFER_SYNTAX,
+            "the waveform is in Explicit VR Big Endian, which is retired; send it in little endian",
+        )
 
 
 def _rhythm_group(dataset: Dataset) -> tuple[int, Dataset]:
@@ -122,7 +137,8 @@ def _sampling_rate(group: Dataset) -> float:
     rate = number(group, "SamplingFrequency")
     if rate is None or not 0 < rate <= 100_000:
         raise InputRefused(
-            RefusalCode.SAMPLING_RATE_UNSUPPORTED, f"sampling frequency is {rate}; expected 200 to 1000 Hz in (003A,001A)"
+            RefusalCode.SAMPLING_RATE_UNSUPPORTED,
+            f"sampling frequency is {rate}; expected 200 to 1000 Hz in (003A,001A)",
         )
     return rate
 
@@ -162,7 +178,8 @@ def _samples(group: Dataset) -> NDArray[np.generic]:
     kind = (str(group.WaveformSampleInterpretation), int(group.WaveformBitsAllocated))
     if kind not in _DTYPES:
         raise InputRefused(
-            RefusalCode.UNDECODABLE, f"samples are {kind[0]} of {kind[1]} bits; expected linear 8, 16 or 32-bit integers"
+            RefusalCode.UNDECODABLE,
+            f"samples are {kind[0]} of {kind[1]} bits; expected linear 8, 16 or 32-bit integers",
         )
     data, dtype = bytes(group.WaveformData), np.dtype(_DTYPES[kind])
     expected = channels * samples * dtype.itemsize
@@ -185,7 +202,10 @@ def _millivolt(group: Dataset, index: int) -> NDArray[np.float64]:
 
 
 def _sensitivity(channel: Dataset) -> float:
-    sensitivity, correction = number(channel, "ChannelSensitivity"), number(channel, "ChannelSensitivityCorrectionFactor")
+    sensitivity, correction = (
+        number(channel, "ChannelSensitivity"),
+        number(channel, "ChannelSensitivityCorrectionFactor"),
+    )
     if sensitivity is None:
         raise InputRefused(
             RefusalCode.UNIT_UNKNOWN, "a channel states no sensitivity (003A,0210); without it the amplitude is unknown"
@@ -198,7 +218,8 @@ def _unit_mv(channel: Dataset) -> float:
     unit = str(units[0].get("CodeValue", "")).strip("\0 ")
     if unit not in _MILLIVOLT_PER_UNIT:
         raise InputRefused(
-            RefusalCode.UNIT_UNKNOWN, f"a channel's unit is {unit[:16]!r}; expected a UCUM voltage (uV, mV) in (003A,0211)"
+            RefusalCode.UNIT_UNKNOWN,
+            f"a channel's unit is {unit[:16]!r}; expected a UCUM voltage (uV, mV) in (003A,0211)",
         )
     return _MILLIVOLT_PER_UNIT[unit]
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, iter_pixels
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import iter_pixels
 
 from engines.decode.headers import PARSER_ERRORS, heart_rate_bpm, number, parsed, source_of, texts
 from engines.errors import InputRefused, NotApplicable, RefusalCode
@@ -31,8 +32,12 @@ MOST_FRAMES = 5000
 
 _VIEW_CODES = {"399214001": APICAL_FOUR_CHAMBER, "G-A19C": APICAL_FOUR_CHAMBER}
 _VIEW_NAMES = re.compile(r"\b(A4C|AP4|4CH|4C|APICAL (4|FOUR)[ -]?(CH|CHAMBER)S?)\b")
-_OTHER_VIEW_NAMES = re.compile(r"\b(PLAX|PSAX|A2C|AP2|2CH|A3C|AP3|3CH|A5C|SUBCOSTAL|SSN|PARASTERNAL|APICAL (2|3|TWO|THREE))\b")
-_UNDECODABLE_SYNTAXES = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.1\d\d(\.1)?|1\.2\.840\.10008\.1\.2\.(6|8)\..*")  # video streams
+_OTHER_VIEW_NAMES = re.compile(
+    r"\b(PLAX|PSAX|A2C|AP2|2CH|A3C|AP3|3CH|A5C|SUBCOSTAL|SSN|PARASTERNAL|APICAL (2|3|TWO|THREE))\b"
+)
+_UNDECODABLE_SYNTAXES = re.compile(
+    r"1\.2\.840\.10008\.1\.2\.4\.1\d\d(\.1)?|1\.2\.840\.10008\.1\.2\.(6|8)\..*"
+)  # video streams
 _TISSUE, _COLOUR_FLOW, _ECG_TRACE = 1, 2, 0x0A  # PS3.3 C.8.5.5.1.2
 _TWO_DIMENSIONAL, _M_MODE, _SPECTRAL = 1, 2, 3  # PS3.3 C.8.5.5.1.1
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -84,7 +89,9 @@ def _loop(instance: BinaryIO) -> CineLoop:
     try:
         return _described(dataset, instance)
     except PARSER_ERRORS as error:
-        message = f"an ultrasound header is contradictory ({type(error).__name__}); send the study again from its source"
+        message = (
+            f"an ultrasound header is contradictory ({type(error).__name__}); send the study again from its source"
+        )
         raise InputRefused(RefusalCode.UNDECODABLE, message) from None
 
 
@@ -107,7 +114,9 @@ def _checked_frames(dataset: Dataset, instance: BinaryIO) -> DicomFrames:
     """Bounds are checked before a single pixel is decoded."""
     sop_class = str(dataset.SOPClassUID)
     if sop_class == ENHANCED_US_VOLUME:
-        raise InputRefused(RefusalCode.NO_B_MODE_CINE, "a three-dimensional volume was found; a two-dimensional clip is expected")
+        raise InputRefused(
+            RefusalCode.NO_B_MODE_CINE, "a three-dimensional volume was found; a two-dimensional clip is expected"
+        )
     if sop_class not in ULTRASOUND:
         raise NotApplicable(RefusalCode.NOT_CARDIAC, "not an ultrasound image")
     syntax = str(dataset.file_meta.TransferSyntaxUID)
@@ -116,13 +125,17 @@ def _checked_frames(dataset: Dataset, instance: BinaryIO) -> DicomFrames:
         raise InputRefused(RefusalCode.UNSUPPORTED_TRANSFER_SYNTAX, message)
     count = int(dataset.get("NumberOfFrames") or 1)
     if count < 2:
-        raise InputRefused(RefusalCode.NO_B_MODE_CINE, "single images only; a cine clip of at least one heart beat is expected")
+        raise InputRefused(
+            RefusalCode.NO_B_MODE_CINE, "single images only; a cine clip of at least one heart beat is expected"
+        )
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if not (16 <= rows <= LARGEST_SIDE_PX and 16 <= columns <= LARGEST_SIDE_PX and count <= MOST_FRAMES):
         message = f"{count} frames of {columns} x {rows}; at most {MOST_FRAMES} of {LARGEST_SIDE_PX} x {LARGEST_SIDE_PX} are read"
         raise InputRefused(RefusalCode.LIMITS_EXCEEDED, message)
     if int(dataset.BitsAllocated) != 8:
-        raise InputRefused(RefusalCode.PIXEL_DATA_INCONSISTENT, f"{dataset.BitsAllocated} bits allocated; ultrasound has 8")
+        raise InputRefused(
+            RefusalCode.PIXEL_DATA_INCONSISTENT, f"{dataset.BitsAllocated} bits allocated; ultrasound has 8"
+        )
     return DicomFrames(instance, dataset, count)
 
 
@@ -135,10 +148,14 @@ def _tissue_region(
     if any(data == _COLOUR_FLOW for _, data in kinds):
         raise InputRefused(RefusalCode.COLOUR_DOPPLER, "colour flow was found; a grey-scale (B-mode) clip is expected")
     if any(space in (_M_MODE, _SPECTRAL) and data != _ECG_TRACE for space, data in kinds):
-        raise InputRefused(RefusalCode.NO_B_MODE_CINE, "M-mode or spectral Doppler was found; a B-mode clip is expected")
+        raise InputRefused(
+            RefusalCode.NO_B_MODE_CINE, "M-mode or spectral Doppler was found; a B-mode clip is expected"
+        )
     tissue = [region for region, kind in zip(regions, kinds, strict=True) if kind == (_TWO_DIMENSIONAL, _TISSUE)]
     if len(tissue) > 1:
-        raise InputRefused(RefusalCode.NO_B_MODE_CINE, f"{len(tissue)} image panes in one frame; a single B-mode pane is expected")
+        raise InputRefused(
+            RefusalCode.NO_B_MODE_CINE, f"{len(tissue)} image panes in one frame; a single B-mode pane is expected"
+        )
     if not tissue:
         return None
     box = _box(tissue[0], shape_HW)
@@ -172,7 +189,10 @@ def _view(dataset: Dataset) -> str | None:
     Raises:
         InputRefused: another view is stated.
     """
-    codes = {str(item.get("CodeValue", "")): str(item.get("CodeMeaning", "")) for item in dataset.get("ViewCodeSequence") or []}
+    codes = {
+        str(item.get("CodeValue", "")): str(item.get("CodeMeaning", ""))
+        for item in dataset.get("ViewCodeSequence") or []
+    }
     stated = next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
     names = [*texts(dataset, "ViewName"), *texts(dataset, "SeriesDescription"), *texts(dataset, "ProtocolName")]
     if stated is None and any(_VIEW_NAMES.search(name) for name in names):
@@ -195,9 +215,11 @@ def _frame_times_ms(dataset: Dataset, frames: int) -> NDArray[np.float64]:
     return step_ms * np.arange(frames, dtype=np.float64)
 
 
-def _values(dataset: Dataset, keyword: str) -> list[object]:
+def _values(dataset: Dataset, keyword: str) -> list[Any]:
     value = dataset.get(keyword)
-    return [] if value is None else list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    return (
+        [] if value is None else list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    )
 
 
 def _period_ms(dataset: Dataset, frames: int) -> float | None:
@@ -230,44 +252,44 @@ class DicomFrames:
         return self.count
 
     def luma(self, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-        """Luma of the asked frames: Y where the frame is stored as YCbCr, else BT.601 from RGB."""
+        """Luma of the asked frames: BT.601 of red, green and blue; grey sources as they are shown."""
         wanted = list(indices)
-        decoded = dict.fromkeys(wanted)
-        for index, (frame, colour) in zip(decoded, self._decoded(list(decoded)), strict=False):
+        for index, frame in zip(dict.fromkeys(wanted), self._shown(list(dict.fromkeys(wanted))), strict=True):
             for _ in range(wanted.count(index)):
-                yield _luma(frame, colour, self.dataset)
+                yield frame if frame.ndim == 2 else np.asarray(np.rint(frame @ _LUMA), np.uint8)
 
     def chroma_spread(self, index: int) -> float:
         """Mean over the frame of the largest difference between red, green and blue; 0 for grey sources."""
-        frame, colour = next(iter(self._decoded([index])))
-        if frame.ndim == 2:
-            return 0.0
-        wide = frame.astype(np.int16)
-        if colour.startswith("YBR"):
-            return float(np.abs(wide[..., 1:] - 128).max(axis=-1).mean() * 1.6)
-        return float((wide.max(axis=-1) - wide.min(axis=-1)).mean())
+        frame = next(self._shown([index])).astype(np.int16)
+        return 0.0 if frame.ndim == 2 else float((frame.max(axis=-1) - frame.min(axis=-1)).mean())
 
-    def _decoded(self, indices: list[int]) -> Iterator[tuple[NDArray[np.uint8], str]]:
-        described = Dataset()
+    def _shown(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
+        """The asked frames as they are shown, grey [H, W] or RGB [H, W, 3], whatever they are stored as."""
+        if not indices:  # the decoder takes an empty list for all frames
+            return
         self.instance.seek(0)
         try:
-            for frame in iter_pixels(self.instance, ds_out=described, indices=indices, raw=True):
+            for frame in iter_pixels(self.instance, indices=indices):
                 if frame.shape[:2] != self.shape_HW or frame.dtype != np.uint8:
                     raise ValueError
-                yield frame, str(described.get("PhotometricInterpretation", self.dataset.PhotometricInterpretation))
+                yield _presented(frame, self.dataset)
         except PARSER_ERRORS as error:
             message = f"a frame cannot be decoded ({type(error).__name__}); send the study again from its source"
             raise InputRefused(RefusalCode.PIXEL_DATA_INCONSISTENT, message) from None
 
 
-def _luma(frame: NDArray[np.uint8], colour: str, dataset: Dataset) -> NDArray[np.uint8]:
-    if colour == "PALETTE COLOR":
-        table = apply_color_lut(frame, dataset)
-        return _weighted((table >> 8 if table.dtype == np.uint16 else table).astype(np.uint8))
-    if frame.ndim == 2:
-        return 255 - frame if colour == "MONOCHROME1" else frame
-    return np.ascontiguousarray(frame[..., 0]) if colour.startswith("YBR") else _weighted(frame)
+def _presented(frame: NDArray[np.uint8], dataset: Dataset) -> NDArray[np.uint8]:
+    """Undo what stands between stored and shown values: the palette, or white for 0."""
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        return _from_palette(frame, dataset)
+    return 255 - frame if dataset.PhotometricInterpretation == "MONOCHROME1" else frame
 
 
-def _weighted(frame_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(np.rint(frame_HW3[..., :3] @ _LUMA), np.uint8)
+def _from_palette(frame_HW: NDArray[np.uint8], dataset: Dataset) -> NDArray[np.uint8]:
+    """RGB through the palette, whose entries are 8 or 16 bits wide in the byte order of the file (PS3.3 C.7.6.3.1.6)."""
+    shown = apply_color_lut(frame_HW, dataset)[..., :3]
+    _, little_endian = dataset.original_encoding
+    if shown.dtype == np.uint16 and not little_endian and "RedPaletteColorLookupTableData" in dataset:
+        shown = shown.byteswap()
+    bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
+    return np.asarray(shown >> (bits - 8), np.uint8)

@@ -7,8 +7,10 @@ Called by the decoders and by the child process, which returns header extracts f
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
+import zlib
 from typing import BinaryIO
 
 from pydicom import dcmread
@@ -35,6 +37,7 @@ PARSER_ERRORS = (
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
 )
 """What pydicom and its decoders raise on files that are not what they say."""
 
@@ -124,12 +127,13 @@ def source_of(dataset: Dataset) -> SourceInstance:
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:
-    """A single numeric value, or None when absent, empty, several or not a number."""
+    """A single finite number, or None when absent, empty, several or not a number."""
     try:
         value = dataset.get(keyword)
-        return None if value is None or value == "" or isinstance(value, MultiValue) else float(value)
+        found = math.nan if value is None or value == "" or isinstance(value, MultiValue) else float(value)
     except PARSER_ERRORS:
         return None
+    return found if math.isfinite(found) else None
 
 
 def texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class Spool:
 
 def windows(descriptor: int, index: Sequence[tuple[int, int]]) -> list[BinaryIO]:
     """Readable, seekable windows on a file; they share the descriptor but not a position."""
-    return [io.BufferedReader(_Window(descriptor, offset, length)) for offset, length in index]
+    return [io.BufferedReader(_Window(descriptor, offset, length)) for offset, length in index]  # type: ignore[type-var]
 
 
 def _write_at(descriptor: int, chunk: bytes, position: int) -> int:

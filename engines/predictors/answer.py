@@ -126,7 +126,7 @@ def _limit_notes(calibration: ConformalEstimate, value: float, half_width: float
     word = _WORDS.get(calibration.quantity, calibration.quantity)
     limits = f"{calibration.minimum:g} to {calibration.maximum:g} {calibration.unit}"
     if value != _clamped(calibration, value):
-        yield f"{word}: the model gave {value:.1f}, reported at the limit of {limits}."
+        yield f"{word}: the model gave {value:.4g}, reported at the limit of {limits}."
     if value - half_width < calibration.minimum or value + half_width > calibration.maximum:
         yield f"{word}: the interval is cut off at the limits of {limits}."
 

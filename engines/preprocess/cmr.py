@@ -138,7 +138,7 @@ def _unit_range(crop: NDArray[np.float64], spec: CmrSpec) -> NDArray[np.float64]
         raise InputRefused(
             RefusalCode.HEART_NOT_FOUND, "The heart's region has no contrast: all pixels are equal; check the series."
         )
-    return np.clip((crop - low) / (high - low), 0.0, 1.0)
+    return np.asarray(np.clip((crop - low) / (high - low), 0.0, 1.0))
 
 
 def _region(canonical: CanonicalStack, centre: tuple[float, float], spec: CmrSpec) -> tuple[int, int, int, int]:

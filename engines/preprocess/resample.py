@@ -26,7 +26,7 @@ def area_weights(size: int, length: int, start: float, stop: float) -> NDArray[n
     left, right = edges[:-1, None], edges[1:, None]
     pixels = np.arange(length)[None, :]
     overlap = np.minimum(right, pixels + 1) - np.maximum(left, pixels)
-    return (np.clip(overlap, 0.0, None) / (right - left)).astype(np.float32)
+    return np.asarray(np.clip(overlap, 0.0, None) / (right - left), np.float32)
 
 
 def linear_weights(positions: NDArray[np.float64], length: int, step: float) -> NDArray[np.float64]:
@@ -50,4 +50,4 @@ def linear_weights(positions: NDArray[np.float64], length: int, step: float) -> 
 
 def centred_positions(count: int, centre: float, step: float) -> NDArray[np.float64]:
     """``count`` positions ``step`` apart, symmetric about ``centre``, all in input pixels."""
-    return centre + (np.arange(count) - (count - 1) / 2.0) * step
+    return np.asarray(centre + (np.arange(count) - (count - 1) / 2.0) * step, np.float64)

@@ -145,7 +145,7 @@ def _soft_inside(depth_mm: NDArray[np.float64], spacing_mm: float) -> NDArray[np
 
 
 def _normalised(kernel: NDArray[np.float64]) -> NDArray[np.float32]:
-    return (kernel / kernel.sum()).astype(np.float32)
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def _convolve(images_SHW: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -30,6 +30,8 @@ MAX_VALUE_BYTES = 64 * 1024
 _EVENT_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://purkinje.example/events")
 _UID = re.compile(r"[0-9][0-9.]{0,63}")  # PS3.5 9.1 without its finer rules: carts write empty components
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PACS_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_TEXT = re.compile(r"[\x20-\x7e]{1,256}")
 
 
 class EventError(ValueError):
@@ -49,6 +51,8 @@ def ready_topic(modality: str) -> str:
 
 
 READY_TOPICS = tuple(ready_topic(modality) for modality in MODALITIES)
+ALL_TOPICS = (*READY_TOPICS, RESULT_TOPIC, DEAD_LETTER_TOPIC)
+"""Everything ``Log.ensure_topics`` has to make."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class StudyReady:
     @property
     def event_id(self) -> str:
         """Same study, same content: same id, however often it is announced."""
-        key = "\x1f".join((self.source, self.study_instance_uid, self.modality, self.content_digest))
+        key = f"{self.source}\x1f{self.study_instance_uid}\x1f{self.modality}\x1f{self.content_digest}"
         return str(uuid.uuid5(_EVENT_NAMESPACE, key))
 
     def headers(self) -> dict[str, str]:
@@ -155,8 +159,10 @@ def parse_study_ready(headers: Mapping[str, str], value: bytes) -> StudyReady:
         raise EventError(msg)
     _check(len(value) <= MAX_VALUE_BYTES, f"the event has {len(value)} bytes; the limit is {MAX_VALUE_BYTES}")
     try:
-        return _study_ready(json.loads(value))
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return _trusted(_study_ready(json.loads(value)))
+    except EventError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         msg = f"not a well-formed {STUDY_READY_TYPE}: {type(error).__name__}: {error}"
         raise EventError(msg) from error
 
@@ -175,28 +181,57 @@ def is_uid(text: str) -> bool:
 def _study_ready(data: dict[str, Any]) -> StudyReady:
     series = tuple(
         SeriesClaim(
-            series_instance_uid=str(claim["series_instance_uid"]),
-            pacs_series_id=str(claim["pacs_series_id"]),
-            instance_count=int(claim["instance_count"]),
-            sop_class_uids=tuple(str(uid) for uid in claim["sop_class_uids"]),
-            digest=str(claim["digest"]),
+            series_instance_uid=_text(claim["series_instance_uid"]),
+            pacs_series_id=_text(claim["pacs_series_id"]),
+            instance_count=_number(claim["instance_count"]),
+            sop_class_uids=tuple(_text(uid) for uid in claim["sop_class_uids"]),
+            digest=_text(claim["digest"]),
         )
         for claim in data["series"]
     )
     return StudyReady(
-        source=str(data["source"]),
-        study_instance_uid=str(data["study_instance_uid"]),
-        pacs_study_id=str(data["pacs_study_id"]),
-        modality=str(data["modality"]),
-        revision=int(data["revision"]),
-        supersedes=None if data["supersedes"] is None else str(data["supersedes"]),
+        source=_text(data["source"]),
+        study_instance_uid=_text(data["study_instance_uid"]),
+        pacs_study_id=_text(data["pacs_study_id"]),
+        modality=_text(data["modality"]),
+        revision=_number(data["revision"]),
+        supersedes=None if data["supersedes"] is None else _text(data["supersedes"]),
         series=series,
-        content_digest=str(data["content_digest"]),
-        completeness_rule=str(data["completeness_rule"]),
-        last_received_utc=str(data["last_received_utc"]),
-        announced_utc=str(data["announced_utc"]),
-        sequence=int(data["sequence"]),
+        content_digest=_text(data["content_digest"]),
+        completeness_rule=_text(data["completeness_rule"]),
+        last_received_utc=_text(data["last_received_utc"]),
+        announced_utc=_text(data["announced_utc"]),
+        sequence=_number(data["sequence"]),
     )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        msg = f"found {type(value).__name__} where a text is expected"
+        raise TypeError(msg)
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        msg = f"found {type(value).__name__} where a whole number is expected"
+        raise TypeError(msg)
+    return value
+
+
+def _trusted(event: StudyReady) -> StudyReady:
+    """Refuse what came over the wire and could mislead a URL, a log line or a fetch."""
+    for name in ("source", "completeness_rule", "last_received_utc", "announced_utc", "supersedes"):
+        text = getattr(event, name)
+        _check(text is None or bool(_TEXT.fullmatch(text)), f"{name} is not 1 to 256 printable ASCII characters")
+    _check(event.sequence >= 0, "sequence is negative")
+    _check(bool(_PACS_ID.fullmatch(event.pacs_study_id)), "pacs_study_id is not safe as a part of a URL")
+    for each in event.series:
+        _check(bool(_PACS_ID.fullmatch(each.pacs_series_id)), "pacs_series_id is not safe as a part of a URL")
+        _check(each.instance_count >= 1, "a series to fetch has no instance")
+        _check(all(map(is_uid, each.sop_class_uids)), "sop_class_uids holds something else than DICOM UIDs")
+        _check(bool(_DIGEST.fullmatch(each.digest)), "digest of a series is not a SHA-256 in hexadecimal")
+    return event
 
 
 def _check(condition: bool, expectation: str) -> None:

@@ -139,7 +139,7 @@ class SqliteLog:
     def _shrink(self) -> None:
         """Give freed pages back to the file system; it may wait for the next time."""
         with contextlib.suppress(LogUnavailable), self._file.reading() as db:
-            db.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+            db.executescript("PRAGMA incremental_vacuum(1000)")  # execute() would stop after the first page
 
 
 class SqliteSubscription:

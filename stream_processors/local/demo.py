@@ -17,6 +17,7 @@ from rich.console import Console
 from orthanc_plugin.wire.events import is_uid
 from stream_processors.local.arrivals import PHANTOM_METHODS, Arrival, arrivals_in, make_phantoms, of_truths
 from stream_processors.local.ledger import Account
+from stream_processors.local.orthanc import AE_TITLE
 from stream_processors.local.results import summarise, table_of, write_summary
 from stream_processors.local.stack import LocalStack, StackFailed
 
@@ -76,7 +77,10 @@ def send(stack: LocalStack, arrivals: Sequence[Arrival], console: Console) -> No
     from stream_processors.pacs.send import send_files
 
     files = [file for arrival in arrivals for file in arrival.files]
-    send_files(files, host="127.0.0.1", port=stack.orthanc.dicom_port, called_ae_title="ORTHANC", console=console)
+    port = stack.orthanc.dicom_port
+    result = send_files(files, host="127.0.0.1", port=port, called_ae_title=AE_TITLE, console=console)
+    for path, reason in (*result.skipped.items(), *result.failed.items()):
+        console.print(f"not sent: {path}: {reason}", highlight=False, markup=False)
 
 
 def wait_for_outcomes(stack: LocalStack, studies: Sequence[str], console: Console) -> Account:
@@ -109,7 +113,8 @@ def _look(stack: LocalStack) -> tuple[bool, Account]:
 def _plugin_waits_for_nothing(stack: LocalStack) -> bool:
     status = stack.plugin_status()
     last = httpx.get(f"{stack.orthanc.url}/changes?last", timeout=10).json()["Last"]
-    return status["state"] == "running" and (status["walked"] or 0) >= last and status["backlog"]["pending"] == 0
+    walked, pending = int(status["walked"] or 0), int(status["backlog"]["pending"])
+    return bool(status["state"] == "running") and walked >= int(last) and pending == 0
 
 
 def fetch_reports(stack: LocalStack, entries: Sequence[dict[str, Any]]) -> dict[str, bytes]:

@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send_file(self._file(path.lstrip("/")))
 
-    do_HEAD = do_GET  # noqa: N815 - name given by the standard library
+    do_HEAD = do_GET
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - name given by the standard library
         """Say nothing: paths and queries of a viewer can hold a patient's name."""

@@ -96,9 +96,16 @@ def table_of(entries: Sequence[Mapping[str, Any]]) -> Table:
     for column in ("study", "modality", "outcome", "result [interval] or reason", "time per stage, ms"):
         table.add_column(column, overflow="fold")
     for entry in entries:
-        times = ", ".join(f"{stage} {ms:.0f}" for stage, ms in entry["stage_ms"].items() if stage != "total" and ms >= 1)
+        times = ", ".join(
+            f"{stage} {ms:.0f}" for stage, ms in entry["stage_ms"].items() if stage != "total" and ms >= 1
+        )
         total = entry["stage_ms"].get("total")
-        cells = [f"…{entry['study_instance_uid'][-12:]}", entry["modality"] or "-", entry["outcome"], result_text(entry)]
+        cells = [
+            f"…{entry['study_instance_uid'][-12:]}",
+            entry["modality"] or "-",
+            entry["outcome"],
+            result_text(entry),
+        ]
         table.add_row(*cells, f"{times}\ntotal {total:.0f}" if total is not None else "")
     return table
 

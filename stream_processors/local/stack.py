@@ -84,7 +84,9 @@ class LocalStack:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -100,7 +102,8 @@ class LocalStack:
     def start_orthanc(self) -> None:
         """Start Orthanc on this folder's storage."""
         self.orthanc = LocalOrthanc(
-            self.folder / "orthanc", plugin={"Log": self.log_url, "AnnounceExisting": True, **self.quiet.configuration()}
+            self.folder / "orthanc",
+            plugin={"Log": self.log_url, "AnnounceExisting": True, **self.quiet.configuration()},
         )
         self.orthanc.start()
 
@@ -135,7 +138,9 @@ class LocalStack:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
             if self.processors is not None and self.processors.poll() is not None:
-                raise StackFailed(f"the processors ended with {self.processors.returncode}:\n{self.processor_log_tail()}")
+                raise StackFailed(
+                    f"the processors ended with {self.processors.returncode}:\n{self.processor_log_tail()}"
+                )
             if self._is_ready():
                 return
             time.sleep(0.1)

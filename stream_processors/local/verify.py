@@ -98,7 +98,9 @@ def _table(compared: Sequence[Mapping[str, Any]]) -> Table:
     for entry in compared:
         said = result_text(entry).splitlines()
         truth = f"{entry['truth']['lvef_percent']:.1f}"
-        table.add_row(f"…{entry['study_instance_uid'][-12:]}", truth, entry["outcome"], said[0] if said else "", entry["verdict"])
+        table.add_row(
+            f"…{entry['study_instance_uid'][-12:]}", truth, entry["outcome"], said[0] if said else "", entry["verdict"]
+        )
     return table
 
 

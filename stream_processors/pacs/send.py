@@ -1,5 +1,8 @@
 """Sends DICOM files and folders to a PACS by C-STORE, byte for byte as they lie on disk.
 
+One kind of damage is mended on the way, because real carts write it and receivers lose the association over it: a second
+Sequence Delimitation Item behind the pixel data. The result names the files it was taken from.
+
 One presentation context per SOP class and transfer syntax that occurs, in as few associations as 128 contexts allow.
 What is no DICOM file is skipped with its reason, what is refused is told with its status, and one bad file never keeps
 the others back. Called by ``purkinje send`` and the demo. Names and values of the files are not logged.
@@ -12,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pynetdicom import _config
@@ -24,6 +29,9 @@ from stream_processors.errors import PacsError, PacsUnavailable
 from stream_processors.pacs.association import MOST_CONTEXTS, Peer, association, require_stored, status_of
 from stream_processors.part10 import UNREADABLE
 
+_DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+"""Sequence Delimitation Item (FFFE,E0DD), little endian (PS3.5 7.5.1, A.4)."""
+_STRAY = 0xFFFEE0DD
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory: a DICOMDIR is an index, not an object to store
 
 
@@ -38,9 +46,10 @@ class DicomFile:
 
 @dataclass(kw_only=True)
 class SendResult:
-    """What became of every file; ``skipped`` and ``failed`` map a path to its reason."""
+    """What became of every file; ``skipped`` and ``failed`` map a path to its reason, ``mended`` ones were sent too."""
 
     sent: list[Path] = field(default_factory=list)
+    mended: dict[Path, str] = field(default_factory=dict)
     skipped: dict[Path, str] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
 
@@ -182,8 +191,11 @@ def _give_up(files: Iterable[DicomFile], reason: str, result: SendResult, each_d
 def _send_one(opened: Any, file: DicomFile, result: SendResult, each_done: Callable[[Path], None]) -> None:
     _config.STORE_SEND_CHUNKED_DATASET = True  # the bytes of the file, not a re-encoding of them
     try:
-        require_stored(status_of(opened.send_c_store(file.path), "C-STORE"), "C-STORE")
+        mended = _mended(file.path)
+        require_stored(status_of(opened.send_c_store(mended or file.path), "C-STORE"), "C-STORE")
         result.sent.append(file.path)
+        if mended is not None:
+            result.mended[file.path] = "a second Sequence Delimitation Item behind the pixel data was left out"
     except PacsError as error:
         result.failed[file.path] = str(error)
     except (RuntimeError, *UNREADABLE) as error:
@@ -197,3 +209,14 @@ def _send_one(opened: Any, file: DicomFile, result: SendResult, each_done: Calla
             else f"the PACS does not accept {file.sop_class_uid} in transfer syntax {file.transfer_syntax_uid}"
         )
     each_done(file.path)
+
+
+def _mended(path: Path) -> Dataset | None:
+    """The data set without a stray delimiter at its end, or None for a file that needs no mending."""
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 2 * len(_DELIMITER)))
+        if file.read() != 2 * _DELIMITER:
+            return None
+    dataset = dcmread(path)
+    return None if dataset.pop(_STRAY, None) is None else dataset

@@ -2,7 +2,8 @@
 
 Both arms run in one session, interleaved ABBA, with the same files (new UIDs each time), TCP_NODELAY on both ends and
 Orthanc's default fsync. Every arm's instances are counted in Orthanc afterwards; a wrong count ends the benchmark.
-Prints one JSON object: versions, rates of every run, and the median ratio with its bootstrap 95 % interval (1 = as fast as without).
+Prints one JSON object: versions, rates of every run, and the median ratio (1 = as fast as without) with its bootstrap
+95 % interval.
 
     python tests/benchmarks/bench_cstore.py --rounds 6 --studies 3 --images 100
 """

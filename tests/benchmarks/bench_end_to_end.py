@@ -41,14 +41,19 @@ def main() -> None:
     assert len(account.outcomes) == len(truths), "a study has no outcome"
     rows = [row(account, modality) for modality in PHANTOM_METHODS]
     environment = {"python": platform.python_version(), "Orthanc": orthanc, "machine": platform.machine()}
-    options.out.write_text(json.dumps({"name": "last instance to report stored", "rows": rows, "environment": environment}))
+    options.out.write_text(
+        json.dumps({"name": "last instance to report stored", "rows": rows, "environment": environment})
+    )
 
 
 def row(account: Account, modality: str) -> dict[str, Any]:
     """Medians per stage and the distribution of the whole, seconds."""
     ends = [ends[0] for ends in account.outcomes.values() if ends[0]["modality"] == modality]
     whole = sorted(whole_s(account.announced[end["claim_event_id"]], end) for end in ends)
-    stages = {stage: statistics.median(end["stage_ms"].get(stage, 0.0) for end in ends) / 1000 for stage in ends[0]["stage_ms"]}
+    stages = {
+        stage: statistics.median(end["stage_ms"].get(stage, 0.0) for end in ends) / 1000
+        for stage in ends[0]["stage_ms"]
+    }
     shown = {f"{stage}_s": seconds for stage, seconds in stages.items() if stage != "total"}
     last = whole[min(len(whole) - 1, round(0.95 * len(whole)))]
     return {"modality": modality, "studies": len(ends), "p50_s": statistics.median(whole), "p95_s": last, **shown}

@@ -28,7 +28,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=None, help="names without bench_ and .py")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    programs = [path for path in sorted(HERE.glob("bench_*.py")) if options.only is None or path.stem[6:] in options.only]
+    programs = [
+        path for path in sorted(HERE.glob("bench_*.py")) if options.only is None or path.stem[6:] in options.only
+    ]
     results = [run(program, options.out / f"{program.stem[6:]}.json") for program in programs]
     (options.out / "results.md").write_text("\n".join(markdown(result) for result in results if result is not None))
     return 1 if None in results else 0

@@ -11,9 +11,17 @@ import pytest
 
 PACKAGES = ("orthanc_plugin", "engines", "stream_processors", "training")
 VIOLATIONS = {
-    "layers: a worker imports a worker": ("stream_processors/planted.py", "import training.phantoms\n", "Workers import owners"),
+    "layers: a worker imports a worker": (
+        "stream_processors/planted.py",
+        "import training.phantoms\n",
+        "Workers import owners",
+    ),
     "layers: an owner imports a worker": ("engines/planted.py", "import stream_processors\n", "Workers import owners"),
-    "layers: an owner imports an owner": ("engines/planted.py", "import orthanc_plugin.wire\n", "Workers import owners"),
+    "layers: an owner imports an owner": (
+        "engines/planted.py",
+        "import orthanc_plugin.wire\n",
+        "Workers import owners",
+    ),
     "one-door": ("stream_processors/planted.py", "import orthanc_plugin.announcer\n", "wire only"),
     "training-needs-no-wire": ("training/planted.py", "import orthanc_plugin.wire\n", "never touches the wire"),
     "serving-without-torch": ("engines/planted.py", "import torch\n", "imports torch"),
@@ -25,7 +33,12 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run import-linter in a copy of the packages."""
     program = Path(sys.executable).with_name("lint-imports")
     return subprocess.run(
-        [program, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(folder), "PATH": ""}
+        [program, "--no-cache"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(folder), "PATH": ""},
     )
 
 

@@ -265,9 +265,9 @@ class LogSuite:
         records = take(member, 4)
         member.seek(topic, records[0].partition, 1)
         assert values(take(member, 3)) == list("bcd")
-        with pytest.raises(ValueError, match="seek|assigned"):
+        with pytest.raises(ValueError, match=r"seek|assigned"):
             member.seek(topic, 77, 0)
-        with pytest.raises(ValueError, match="seek|offset"):
+        with pytest.raises(ValueError, match=r"seek|offset"):
             member.seek(topic, 0, -1)
 
     def test_lag_of_an_unknown_group(self, log: Log, topic: str) -> None:
@@ -434,7 +434,7 @@ class LogSuite:
         log.ensure_topics([topic], partitions=9, replication=1)
         assert values(log.read(topic)) == ["a"]
 
-    def test_a_closed_subscription_says_so(self, log: Log, topic: str, subscribe: Subscribe) -> None:
+    def test_a_closed_subscription_says_so(self, subscribe: Subscribe) -> None:
         """To poll a closed subscription is a mistake, not an endless quiet loop; to close it twice is none."""
         member = subscribe()
         member.close()

@@ -30,6 +30,7 @@ class FaultyLog:
         self.inner.ensure_topics(topics, partitions=partitions, replication=replication)
 
     def subscribe(self, topics: Sequence[str], *, group: str) -> Subscription:
+        self.strike("subscribe")
         return FaultySubscription(self, self.inner.subscribe(topics, group=group))
 
     def read(

@@ -49,7 +49,7 @@ class FakePacs:
         self._answer("find")
         return self.reports.get(sop_instance_uid)
 
-    def reports_of(self, study_instance_uid: str, *, manufacturer: str) -> tuple[bytes, ...]:
+    def reports_of(self, study_instance_uid: str, *, manufacturer: str) -> tuple[bytes, ...]:  # noqa: ARG002
         self._answer("reports_of")
         return tuple(self.reports.values())
 
@@ -78,7 +78,9 @@ class FakePacs:
             raise waiting.pop(0)
 
 
-def claim_of(pacs: FakePacs, modality: str, *, revision: int = 1, received: str = "2026-03-01T10:00:00+00:00") -> StudyReady:
+def claim_of(
+    pacs: FakePacs, modality: str, *, revision: int = 1, received: str = "2026-03-01T10:00:00+00:00"
+) -> StudyReady:
     """The announcement of everything the PACS holds now."""
     digest = content_digest(_pairs(pacs.instances.items()))
     series = SeriesClaim(

@@ -9,8 +9,8 @@ from typing import Any
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from engines.decode.sandbox import StudyReading
 from engines.decode.spool import Spool
+from engines.decode.study import StudyReading
 from engines.errors import Refusal
 from engines.predictions import ModelIdentity, Prediction
 from engines.preprocess.registry import Prepared
@@ -36,7 +36,7 @@ class FakeSandbox:
         self.faults: list[Exception] = []
         self.spooled: list[list[bytes]] = []
 
-    def read_study(self, modality: Modality, spool: Spool, spec: Any) -> StudyReading:
+    def read_study(self, modality: Modality, spool: Spool, spec: Any) -> StudyReading:  # noqa: ARG002
         self.spooled.append([instance.read() for instance in spool.instances()])
         if self.faults:
             raise self.faults.pop(0)
@@ -64,7 +64,7 @@ class FakeEngine:
     def identity(self) -> ModelIdentity:
         return self.model
 
-    def predict(self, prepared: Sequence[Prepared]) -> Prediction:
+    def predict(self, prepared: Sequence[Prepared]) -> Prediction:  # noqa: ARG002
         self.asked += 1
         if self.faults:
             raise self.faults.pop(0)

@@ -33,7 +33,9 @@ def as_canary(truth: dict[str, Any], folder: Path) -> Arrival:
     return Arrival(truth["study_instance_uid"], tuple(files))
 
 
-def test_the_canary_is_nowhere_but_in_the_pacs(phantoms: list[dict[str, Any]], tmp_path: Path, console: Console) -> None:
+def test_the_canary_is_nowhere_but_in_the_pacs(
+    phantoms: list[dict[str, Any]], tmp_path: Path, console: Console
+) -> None:
     """Logs, topics, status, settings and named temporary files never hold the canary; the report in the PACS does."""
     chosen = [next(truth for truth in phantoms if truth["modality"] == modality) for modality in ("ecg", "echo", "cmr")]
     arrivals = [as_canary(truth, tmp_path / f"send{number}") for number, truth in enumerate(chosen)]
@@ -54,5 +56,7 @@ def test_the_canary_is_nowhere_but_in_the_pacs(phantoms: list[dict[str, Any]], t
         assert in_pacs.stdout, "the check cannot fail: the canary never reached the PACS"
         shutil.copytree(stack.folder, outside / "stack", ignore=shutil.ignore_patterns(storage.name))
     for canary in CANARIES:
-        found = subprocess.run(["grep", "-rlaF", canary, str(outside), str(scratch)], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            ["grep", "-rlaF", canary, str(outside), str(scratch)], capture_output=True, text=True, check=False
+        )
         assert not found.stdout, f"{canary} in {found.stdout}"

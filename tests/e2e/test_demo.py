@@ -36,7 +36,11 @@ def test_demo_on_phantoms(tmp_path: Path) -> None:
         for measurement in entry["measurements"]:
             low, high = measurement["interval"]["low"], measurement["interval"]["high"]
             assert low <= measurement["value"] <= high
-    left = [p for p in psutil.process_iter(["name"]) if p.pid not in before and p.info["name"] in {"Orthanc", "java", "purkinje"}]
+    left = [
+        p
+        for p in psutil.process_iter(["name"])
+        if p.pid not in before and p.info["name"] in {"Orthanc", "java", "purkinje"}
+    ]
     assert not left
 
 

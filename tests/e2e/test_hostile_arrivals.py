@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("orthanc_install
 
 def test_decoys_and_malformed_files(sample_data: Path, tmp_path: Path, console: Console) -> None:
     """Decoys and broken files, posted to Orthanc: it lives, the processors live, every announcement has one end and a reason."""
-    files = sorted(file for folder in ("decoy", "malformed", "sr") for file in (sample_data / folder).rglob("*") if file.is_file())
+    files = sorted(
+        file for folder in ("decoy", "malformed", "sr") for file in (sample_data / folder).rglob("*") if file.is_file()
+    )
     assert len(files) > 100
     with LocalStack(tmp_path, quiet=QuietTimes(echo_s=1.0, cmr_s=1.0)) as stack:
         with httpx.Client(base_url=stack.orthanc.url, timeout=60) as client:

@@ -36,6 +36,9 @@ ARGUMENTS = [
     "--disable-background-networking",
 ]
 PATIENCE_MS = 60_000
+REDRAW_MS = 8_000
+WIDTH = 1400
+HEIGHTS = (880, 900, 880, 900)
 ACUSON = "us/echo_a4c_acuson_sequoia_65f_jpegbaseline.dcm"
 STRAY_DELIMITER = 0xFFFEE0DD
 
@@ -82,7 +85,7 @@ def browser() -> Iterator[sync_api.Browser]:
 @pytest.fixture
 def page(browser: sync_api.Browser) -> Iterator[sync_api.Page]:
     """A fresh page."""
-    opened = browser.new_page(viewport={"width": 1400, "height": 900})
+    opened = browser.new_page(viewport={"width": WIDTH, "height": HEIGHTS[-1]})
     yield opened
     opened.close()
 
@@ -143,9 +146,17 @@ def keep(page: sync_api.Page, root: Path, name: str) -> None:
 
 def number_on_the_image(page: sync_api.Page, name: str) -> float:
     """The number that stands behind a name in the drawing over the image."""
-    label = page.locator("svg text", has_text=name)
-    label.first.wait_for(timeout=PATIENCE_MS)
-    found = re.search(rf"{re.escape(name)}: (\d+\.\d\d) %", label.first.text_content() or "")
+    label = page.locator("svg text", has_text=name).first
+    for height in (*HEIGHTS, None):
+        try:
+            label.wait_for(timeout=REDRAW_MS)
+            break
+        except sync_api.TimeoutError:
+            if height is None:
+                raise
+            # OHIF draws annotations when it renders; a slow machine adds ours after the last render, so cause another.
+            page.set_viewport_size({"width": WIDTH, "height": height})
+    found = re.search(rf"{re.escape(name)}: (\d+\.\d\d) %", label.text_content() or "")
     assert found
     return float(found[1])
 
@@ -153,26 +164,15 @@ def number_on_the_image(page: sync_api.Page, name: str) -> float:
 def test_the_ejection_fraction_stands_on_the_image(
     page: sync_api.Page, viewer: LocalViewer, orthanc: LocalOrthanc, root: Path
 ) -> None:
-    """Opening the echo report shows the clip with the region, and the number of the report on it."""
+    """Opening the echo report shows the clip with the region and the number of the report, and no offer to edit it."""
     instances, report, companion = study(Modality.ECHO, "1.2.826.1")
     for dataset in (*instances, report, companion):
         store(orthanc, dataset)
     open_document(page, viewer, report)
     number = number_on_the_image(page, "Left Ventricular Ejection Fraction by US")
     keep(page, root, "echo")
-    assert number == read_report(report).measurements[0].value
-
-
-def test_a_result_of_an_engine_is_not_offered_for_editing(
-    page: sync_api.Page, viewer: LocalViewer, orthanc: LocalOrthanc
-) -> None:
-    """The viewer does not take the region for one that a person drew."""
-    instances, report, _ = study(Modality.ECHO, "1.2.826.2")
-    for dataset in (*instances, report):
-        store(orthanc, dataset)
-    open_document(page, viewer, report)
-    number_on_the_image(page, "Left Ventricular Ejection Fraction by US")
     assert page.get_by_text("continue tracking measurements").count() == 0
+    assert number == read_report(report).measurements[0].value
 
 
 def test_the_probability_stands_on_the_image(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from io import BytesIO
@@ -14,21 +13,25 @@ from typing import Any
 
 import httpx
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, evt
 
 from orthanc_plugin.wire.events import READY_TOPICS, StudyReady, content_digest, parse_study_ready
 from orthanc_plugin.wire.log import open_log
 from stream_processors.local.orthanc import LocalOrthanc, OrthancMissing, find_orthanc
+from tests.doubles.small_studies import (
+    BIRTH_DATE,
+    CT,
+    ECG,
+    NAME,
+    PATIENT_ID,
+    SR,
+    US_CLIP,
+    instance,
+    new_study,
+    send,
+    stack,
+)
 
-MR = "1.2.840.10008.5.1.4.1.1.4"
-US_CLIP = "1.2.840.10008.5.1.4.1.1.3.1"
-ECG = "1.2.840.10008.5.1.4.1.1.9.1.1"
-SR = "1.2.840.10008.5.1.4.1.1.88.33"
-CT = "1.2.840.10008.5.1.4.1.1.2"
-CANARY = "CANARY^BIRD"
 WAITS = {
     "EcgDebounceSeconds": 0.1,
     "EchoQuietSeconds": 1.0,
@@ -67,62 +70,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def log_url(folder: Path) -> str:
     """The embedded log in a folder."""
     return f"sqlite://{folder / 'log.db'}"
-
-
-def new_study() -> str:
-    """A Study Instance UID that leaves room for the series' suffix."""
-    return f"2.25.{uuid.uuid4().int >> 32}"
-
-
-def instance(sop_class_uid: str, modality: str, study: str, series: str = "1", **elements: Any) -> Dataset:
-    """A small dataset of a class; what the plugin looks at, and a patient who must not leave the PACS."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class_uid, generate_uid()
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, f"{study}.{series}"
-    dataset.Modality = modality
-    dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = CANARY, "CANARY-ID-77", "19010203"
-    dataset.Manufacturer = "Tests"
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    return dataset
-
-
-def stack(study: str, slices: int = 4, phases: int = 5, *, stated: bool = True) -> list[Dataset]:
-    """A short-axis cine stack whose header states how many images it has, or does not."""
-    more = {"ImagesInAcquisition": slices * phases} if stated else {}
-    return [
-        instance(
-            MR,
-            "MR",
-            study,
-            CardiacNumberOfImages=phases,
-            ImagePositionPatient=[0, 0, 8 * z],
-            TriggerTime=40 * t,
-            **more,
-        )
-        for z in range(slices)
-        for t in range(phases)
-    ]
-
-
-def send(orthanc: LocalOrthanc, *datasets: Dataset) -> None:
-    """C-STORE; every instance must be accepted."""
-    entity = AE(ae_title="TESTS")
-    for sop_class_uid in {dataset.SOPClassUID for dataset in datasets}:
-        entity.add_requested_context(sop_class_uid, ExplicitVRLittleEndian)
-    association = entity.associate("127.0.0.1", orthanc.dicom_port, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)])
-    assert association.is_established
-    for dataset in datasets:
-        assert association.send_c_store(dataset).Status == 0x0000
-    association.release()
-
-
-def _no_delay(event: Any) -> None:
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def announced(folder: Path) -> list[StudyReady]:
@@ -296,13 +243,13 @@ def test_a_broken_plugin_never_disturbs_orthanc(start: Start, tmp_path: Path, wr
 def test_the_status_and_the_log_know_no_patient(start: Start, tmp_path: Path) -> None:
     """Name, ID and birth date of the patient are in no record, status or log line, and no file of ours."""
     orthanc = start()
-    send(orthanc, instance(ECG, "ECG", new_study(), SeriesDescription=f"of {CANARY}"))
+    send(orthanc, instance(ECG, "ECG", new_study(), SeriesDescription=f"of {NAME}"))
     wait_for(tmp_path, 1)
     status = settled(orthanc)
     assert status["settings"]["Log"] == log_url(tmp_path)
     seen = str(status).encode() + orthanc.log_path.read_bytes()
     seen += b"".join(path.read_bytes() for path in tmp_path.glob("log.db*"))
-    for secret in (CANARY, "CANARY-ID-77", "19010203"):
+    for secret in (NAME, PATIENT_ID, BIRTH_DATE):
         assert secret.encode() not in seen
 
 

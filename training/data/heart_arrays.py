@@ -26,12 +26,16 @@ from engines.bundle.manifest import TensorSpec
 from engines.errors import Refusal
 from engines.preprocess.registry import prepare
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
+from engines.records import Modality
 from training.config import DataConfig, describe_data
 from training.data.sources.phantom_hearts import draw_heart
 from training.data.targets import COLUMNS
 
 PENDING, REFUSED = 0, 255
 _REPORT_EVERY = 50
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_WITHOUT_INFLUENCE = {"cli", "dicom", "make"}
+"""Modules of the phantoms that write studies; records do not pass through them."""
 _SOURCE_FOLDERS = ("engines/preprocess", "training/phantoms", "training/data/sources")
 
 _log = structlog.get_logger()
@@ -138,12 +142,21 @@ def _write_heart(folder: Path, config: DataConfig, input_spec: TensorSpec, index
 
 def _content_digest(config: DataConfig) -> str:
     text = json.dumps(describe_data(config), sort_keys=True)
-    return hashlib.sha256((text + source_digest(_SOURCE_FOLDERS)).encode()).hexdigest()
+    return hashlib.sha256((text + source_digest(config.modality)).encode()).hexdigest()
 
 
-def source_digest(folders: Iterable[str]) -> str:
-    """Return the SHA-256 over the Python code in folders of this repository, blind to comments and layout."""
+def source_digest(modality: Modality) -> str:
+    """Return the SHA-256 over the code that makes the arrays of a modality, blind to comments, docstrings and layout."""
     root = Path(__file__).parents[2]
-    files = sorted(path for folder in folders for path in (root / folder).glob("*.py"))
-    trees = [f"{path.relative_to(root)}:{ast.dump(ast.parse(path.read_text(encoding='utf-8')))}" for path in files]
-    return hashlib.sha256("\n".join(trees).encode()).hexdigest()
+    apart = _WITHOUT_INFLUENCE | {other.value for other in Modality if other is not modality}
+    files = sorted(path for folder in _SOURCE_FOLDERS for path in (root / folder).glob("*.py"))
+    code = [f"{path.relative_to(root)}:{_bare_code(path)}" for path in files if path.stem not in apart]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()
+
+
+def _bare_code(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)

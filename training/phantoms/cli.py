@@ -27,7 +27,7 @@ def phantoms() -> None:
 @click.option("--patient-name", default=None, help="Name in every file instead of PHANTOM^PURKINJE.")
 @click.option("--patient-id", default=None, help="Patient ID in every file.")
 @click.option("--birth-date", default="", help="Birth date in every file, YYYYMMDD.")
-def make(
+def make(  # noqa: PLR0913, PLR0917 - one parameter per option
     method: str, seed: int, count: int, out: Path, patient_name: str | None, patient_id: str | None, birth_date: str
 ) -> None:
     """Make studies and truth.json."""
@@ -41,4 +41,4 @@ def make(
             name=patient_name or "PHANTOM^PURKINJE", patient_id=patient_id or "PHANTOM", birth_date=birth_date
         )
     with click.progressbar(length=count, label=f"{count} {method} studies") as bar:
-        make_studies(method, seed, count, out, lambda _done, _all: bar.update(1), patient)
+        make_studies(method, seed, count, out, progress=lambda _done, _all: bar.update(1), patient=patient)

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from engines.records import CineStack, SourceInstance
 from training.phantoms.cycle import left_ventricle, right_ventricle_scale
-from training.phantoms.subjects import Subject
+from training.phantoms.subjects import Floats, Subject
 
 MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 _BLOOD, _MUSCLE, _LUNG, _FAT, _LIVER = 0.85, 0.25, 0.06, 0.95, 0.38
@@ -56,7 +56,7 @@ def draw_scan(rng: np.random.Generator) -> MrScan:
     )
 
 
-def _rotation(rng: np.random.Generator) -> NDArray[np.float64]:
+def _rotation(rng: np.random.Generator) -> Floats:
     """A right-handed oblique frame near the usual short axis, [3, 3] rows: row direction, column direction, normal."""
     normal = np.array([0.65, 0.45, -0.60]) + rng.normal(0, 0.08, 3)
     normal /= np.linalg.norm(normal)
@@ -82,8 +82,8 @@ def rendered(subject: Subject, scan: MrScan, rng: np.random.Generator) -> CineSt
     return CineStack(
         images_SPHW=images,
         spacing_mm=(scan.spacing_mm, scan.spacing_mm),
-        slice_positions_mm=offset + positions - positions[0],
-        trigger_times_ms=times,
+        slice_positions_mm=np.asarray(offset + positions - positions[0], np.float64),
+        trigger_times_ms=np.asarray(times, np.float64),
         orientation=scan.orientation,
         sources_SP=tuple(tuple(_placeholder(s, p) for p in range(scan.phases)) for s in range(len(positions))),
         heart_rate_bpm=float(np.round(subject.heart_rate_bpm)),
@@ -98,7 +98,7 @@ def _placeholder(slice_index: int, phase_index: int) -> SourceInstance:
     )
 
 
-def _slice_positions(subject: Subject, scan: MrScan, rng: np.random.Generator) -> NDArray[np.float64]:
+def _slice_positions(subject: Subject, scan: MrScan, rng: np.random.Generator) -> Floats:
     """Distance of each slice from the end-diastolic apex along the long axis, mm; one slice beyond either end."""
     length = float(left_ventricle(subject, np.zeros(1)).length_mm[0])
     first = -float(rng.uniform(0.2, 0.9)) * scan.slice_distance_mm
@@ -110,8 +110,8 @@ def _images(
     subject: Subject,
     scan: MrScan,
     rng: np.random.Generator,
-    positions: NDArray[np.float64],
-    phases: NDArray[np.float64],
+    positions: Floats,
+    phases: Floats,
 ) -> NDArray[np.uint16]:
     grid = (np.arange(scan.size_px) - (scan.size_px - 1) / 2) * scan.spacing_mm
     column_mm, row_mm = np.meshgrid(grid.astype(np.float32), grid.astype(np.float32))
@@ -128,27 +128,27 @@ def _images(
     return images
 
 
-def _shading(x: NDArray[np.float32], y: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+def _shading(x: Floats, y: Floats, rng: np.random.Generator) -> Floats:
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.0015, 0.004)
-    return np.exp(strength * (np.cos(angle) * x + np.sin(angle) * y)).astype(np.float32)
+    return np.asarray(np.exp(strength * (np.cos(angle) * x + np.sin(angle) * y)), np.float32)
 
 
-def _noisy(clean: NDArray[np.float32], scan: MrScan, rng: np.random.Generator) -> NDArray[np.uint16]:
+def _noisy(clean: Floats, scan: MrScan, rng: np.random.Generator) -> NDArray[np.uint16]:
     """Rician noise: magnitude of a complex signal."""
     generator = np.random.default_rng(int(rng.integers(2**63)))
     real = clean + scan.noise * generator.standard_normal(clean.shape, dtype=np.float32)
     imaginary = scan.noise * generator.standard_normal(clean.shape, dtype=np.float32)
-    return np.clip(scan.peak * np.hypot(real, imaginary), 0, 65535).astype(np.uint16)
+    return np.asarray(np.clip(scan.peak * np.hypot(real, imaginary), 0, 65535), np.uint16)
 
 
-def _slice(
+def _slice(  # noqa: PLR0913, PLR0917 - a place, a time and a heart
     subject: Subject,
     position_mm: float,
-    u: NDArray[np.float32],
-    v: NDArray[np.float32],
-    phases: NDArray[np.float64],
+    u: Floats,
+    v: Floats,
+    phases: Floats,
     edge_mm: float,
-) -> NDArray[np.float32]:
+) -> Floats:
     """One slice over all phases, [P, H, W], 0 to about 1; ``u`` points from the left to the right ventricle."""
     shape = left_ventricle(subject, phases)
     descent = shape.length_mm[0] - shape.length_mm  # the base comes down, the apex stays
@@ -168,22 +168,20 @@ def _slice(
     return frames
 
 
-def _section(
-    radius: NDArray[np.float64], length: NDArray[np.float64], position: NDArray[np.float64] | float
-) -> NDArray[np.float64]:
+def _section(radius: Floats, length: Floats, position: Floats | float) -> Floats:
     """Radius of the section at a distance from the apex; 0 where the slice misses the half-ellipsoid."""
     relative = np.asarray(position) / length
     within = (relative > 0) & (relative <= 1)
     return np.where(within, radius * np.sqrt(np.clip(1 - (1 - relative) ** 2, 0, 1)), 0.0)
 
 
-def _wall(subject: Subject, radius: NDArray[np.float64], descent: NDArray[np.float64]) -> NDArray[np.float64]:
+def _wall(subject: Subject, radius: Floats, descent: Floats) -> Floats:
     """Wall thickness per phase: the muscle keeps its area, so it thickens as the cavity shrinks."""
     area = (radius[0] + subject.wall_mm) ** 2 - radius[0] ** 2
     return np.asarray(np.sqrt(radius**2 + area) - radius + 0.05 * descent)
 
 
-def _body(u: NDArray[np.float32], v: NDArray[np.float32], position_mm: float) -> NDArray[np.float32]:
+def _body(u: Floats, v: Floats, position_mm: float) -> Floats:
     """Chest wall, lungs, liver: static."""
     frame = np.full(u.shape, _LUNG, np.float32)
     frame = _mix(frame, 0.45, _inside(62 - np.hypot(u - 30, v * 0.9), 3.0))  # mediastinum and pericardial fat
@@ -194,16 +192,16 @@ def _body(u: NDArray[np.float32], v: NDArray[np.float32], position_mm: float) ->
     return _mix(frame, 0.0, _inside(chest - 132, 3.0))
 
 
-def _with_right_ventricle(
-    body: NDArray[np.float32],
-    u: NDArray[np.float32],
-    v: NDArray[np.float32],
+def _with_right_ventricle(  # noqa: PLR0913, PLR0917 - the same, and what it is drawn on
+    body: Floats,
+    u: Floats,
+    v: Floats,
     outer_mm: float,
     scale: float,
     level: float,
     subject: Subject,
     edge_mm: float,
-) -> NDArray[np.float32]:
+) -> Floats:
     """The right ventricle as a crescent around the septum; largest at the base, gone at the apex."""
     if not 0.12 < level <= 1.05:
         return body
@@ -215,10 +213,10 @@ def _with_right_ventricle(
     return _mix(frame, _BLOOD * 0.95, _inside(distance * half_width, edge_mm))
 
 
-def _inside(depth_mm: NDArray[np.float32], edge_mm: float) -> NDArray[np.float32]:
+def _inside(depth_mm: Floats, edge_mm: float) -> Floats:
     """0 outside, 1 inside, linear over one pixel: partial volume at an edge; depth is positive inside."""
-    return np.clip(depth_mm / edge_mm + 0.5, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(depth_mm / edge_mm + 0.5, 0, 1), np.float32)
 
 
-def _mix(below: NDArray[np.float32], value: float, alpha: NDArray[np.float32]) -> NDArray[np.float32]:
+def _mix(below: Floats, value: float, alpha: Floats) -> Floats:
     return below + alpha * (value - below)

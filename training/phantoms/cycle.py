@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from training.phantoms.subjects import Subject
+from training.phantoms.subjects import Floats, Subject
 
 SHORTENING = 0.16
 """Part of the long axis that a normal ventricle loses in systole; scaled with the ejected fraction."""
 
 
-def emptying(phase: NDArray[np.float64] | float, systole_fraction: float) -> NDArray[np.float64]:
+def emptying(phase: Floats | float, systole_fraction: float) -> Floats:
     """Part of the stroke volume that has left, 0 at end-diastole (phase 0 and 1), 1 at end-systole; one minimum.
 
     Systole is half a cosine; filling is fast at first, then slow, then the atrium adds the rest.
@@ -35,11 +34,11 @@ class Ventricle:
     Its volume is 2/3 pi R^2 L, which is also what the area-length formula 8 A^2 / (3 pi L) gives for its long-axis area.
     """
 
-    length_mm: NDArray[np.float64]
-    radius_mm: NDArray[np.float64]
+    length_mm: Floats
+    radius_mm: Floats
 
 
-def left_ventricle(subject: Subject, phase: NDArray[np.float64]) -> Ventricle:
+def left_ventricle(subject: Subject, phase: Floats) -> Ventricle:
     """Shape of the left ventricular cavity at each phase; its volume is exact."""
     emptied = emptying(phase, subject.systole_fraction)
     volume_mm3 = 1000 * (subject.lvedv_ml - (subject.lvedv_ml - subject.lvesv_ml) * emptied)
@@ -48,7 +47,7 @@ def left_ventricle(subject: Subject, phase: NDArray[np.float64]) -> Ventricle:
     return Ventricle(length_mm=length, radius_mm=np.sqrt(volume_mm3 / (2 / 3 * np.pi * length)))
 
 
-def right_ventricle_scale(subject: Subject, phase: NDArray[np.float64]) -> NDArray[np.float64]:
+def right_ventricle_scale(subject: Subject, phase: Floats) -> Floats:
     """In-plane size of the right ventricle relative to end-diastole; area follows its volume."""
     emptied = emptying(phase, subject.systole_fraction)
-    return np.sqrt(1 - subject.rvef_percent / 100 * emptied)
+    return np.asarray(np.sqrt(1 - subject.rvef_percent / 100 * emptied))

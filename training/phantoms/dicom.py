@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from engines.records import LEAD_NAMES, EcgRecord
 from training.phantoms import cmr, echo
@@ -74,6 +74,7 @@ def write_cmr(
     for s in range(slices):
         for p in range(phases):
             dataset = _mr_image(study, scan, images_SPHW[s, p], (s, p), phases)
+            dataset.ImagesInAcquisition = phases if scan.one_series_per_slice else slices * phases
             dataset.ImagePositionPatient = _decimals(corner + s * scan.slice_distance_mm * normal)
             dataset.TriggerTime = f"{times_ms[s, p]:.1f}"
             paths.append(_save(dataset, out / f"mr_{s:02d}_{p:02d}.dcm"))
@@ -226,8 +227,8 @@ def _general(
     study: Study, sop_class: str, sop_instance: str, modality: str, syntax: str = ExplicitVRLittleEndian
 ) -> FileDataset:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, sop_instance
-    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(sop_class), UID(sop_instance)
+    meta.TransferSyntaxUID = UID(syntax)
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.Modality = sop_class, sop_instance, modality
@@ -243,7 +244,7 @@ def _general(
     day, time = study.moment.strftime("%Y%m%d"), study.moment.strftime("%H%M%S")
     dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = day
     dataset.StudyTime = dataset.SeriesTime = dataset.ContentTime = time
-    dataset.Manufacturer, dataset.ManufacturerModelName = "Purkinje phantoms", "digital heart"
+    dataset.Manufacturer, dataset.ManufacturerModelName = "Digital heart phantoms", "phantom"
     dataset.DeviceSerialNumber, dataset.SoftwareVersions = "1", "1"
     return dataset
 

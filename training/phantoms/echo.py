@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from engines.records import ArrayFrames, CineLoop, SourceInstance
 from training.phantoms.cycle import left_ventricle, right_ventricle_scale
-from training.phantoms.subjects import Subject
+from training.phantoms.subjects import Floats, Subject
 
 US_MULTIFRAME = "1.2.840.10008.5.1.4.1.1.3.1"
 APICAL_FOUR_CHAMBER = "399214001"
@@ -92,7 +92,7 @@ def loop_of(
     """The record of rendered frames."""
     return CineLoop(
         frames=ArrayFrames(frames_THW=frames),
-        frame_times_ms=scan.frame_ms * np.arange(len(frames)),
+        frame_times_ms=scan.frame_ms * np.arange(len(frames), dtype=np.float64),
         region_px=scan.region_px,
         spacing_mm=(scan.spacing_mm, scan.spacing_mm),
         heart_rate_bpm=float(np.round(subject.heart_rate_bpm)),
@@ -121,7 +121,7 @@ def _screen(scan: UltrasoundScan, subject: Subject) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _draw_trace(frame_THW: NDArray[np.uint8], scan: UltrasoundScan, phase: NDArray[np.float64]) -> None:
+def _draw_trace(frame_THW: NDArray[np.uint8], scan: UltrasoundScan, phase: Floats) -> None:
     """A running ECG line below the region."""
     base = scan.height_px - 6
     for index in range(len(frame_THW)):
@@ -131,9 +131,7 @@ def _draw_trace(frame_THW: NDArray[np.uint8], scan: UltrasoundScan, phase: NDArr
         frame_THW[index, (base - height).astype(int), column] = 220
 
 
-def _sector(
-    subject: Subject, scan: UltrasoundScan, phase: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def _sector(subject: Subject, scan: UltrasoundScan, phase: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
     x, z = _grid(scan)
     radius_mm = np.hypot(x, z)
     within = (np.abs(np.arctan2(x, z)) < scan.half_angle_rad) & (radius_mm < scan.depth_mm) & (radius_mm > 2)
@@ -148,7 +146,7 @@ def _sector(
     return frames
 
 
-def _grid(scan: UltrasoundScan) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _grid(scan: UltrasoundScan) -> tuple[Floats, Floats]:
     """Position of each pixel of the region, mm: x to the right, z down from the transducer."""
     x0, y0, x1, y1 = scan.region_px
     columns = (np.arange(x1 - x0) - (x1 - x0 - 1) / 2) * scan.spacing_mm
@@ -157,41 +155,39 @@ def _grid(scan: UltrasoundScan) -> tuple[NDArray[np.float32], NDArray[np.float32
     return x, z
 
 
-def _loss(
-    x: NDArray[np.float32], z: NDArray[np.float32], scan: UltrasoundScan, rng: np.random.Generator
-) -> NDArray[np.float32]:
+def _loss(x: Floats, z: Floats, scan: UltrasoundScan, rng: np.random.Generator) -> Floats:
     """Attenuation with depth and shadows along a few directions."""
     angle = np.arctan2(x, z)
     shadow = np.ones_like(x)
     for _ in range(2):
         centre, width = rng.uniform(-0.7, 0.7), rng.uniform(0.03, 0.10)
         shadow -= scan.dropout * rng.uniform(0.3, 1.0) * np.exp(-(((angle - centre) / width) ** 2)).astype(np.float32)
-    return np.exp(-scan.attenuation * z) * np.clip(shadow, 0.1, 1)
+    return np.asarray(np.exp(-scan.attenuation * z) * np.clip(shadow, 0.1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Anatomy:
     """Four chambers in heart coordinates: ``s`` along the axis from the apex, ``w`` across it, positive to the left ventricle."""
 
-    s: NDArray[np.float32]
-    w: NDArray[np.float32]
-    length: NDArray[np.float64]
-    radius: NDArray[np.float64]
-    right: NDArray[np.float64]
-    wall: NDArray[np.float64]
-    opening: NDArray[np.float64]
+    s: Floats
+    w: Floats
+    length: Floats
+    radius: Floats
+    right: Floats
+    wall: Floats
+    opening: Floats
     right_width: float
     blood: float
-    speckle: NDArray[np.float32]
+    speckle: Floats
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913, PLR0917 - a heart, its scan and the places looked at
         cls,
         subject: Subject,
         scan: UltrasoundScan,
-        phase: NDArray[np.float64],
-        x: NDArray[np.float32],
-        z: NDArray[np.float32],
+        phase: Floats,
+        x: Floats,
+        z: Floats,
         rng: np.random.Generator,
     ) -> _Anatomy:
         shape = left_ventricle(subject, phase)
@@ -217,7 +213,7 @@ class _Anatomy:
             speckle=(speckle / speckle.mean()).astype(np.float32),
         )
 
-    def amplitude(self, index: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    def amplitude(self, index: int, generator: np.random.Generator) -> Floats:
         """Echo amplitude of every pixel of one frame, about 0 to 1, speckle included."""
         length, radius, wall = float(self.length[index]), float(self.radius[index]), float(self.wall[index])
         along, across = self.s / length, self.w
@@ -233,7 +229,7 @@ class _Anatomy:
         self._leaflets(value, length, radius, index)
         return value * self._speckle(length, radius, generator)
 
-    def _right_heart(self, value: NDArray[np.float32], length: float, radius: float, wall: float, index: int) -> None:
+    def _right_heart(self, value: Floats, length: float, radius: float, wall: float, index: int) -> None:
         width = self.right_width * float(self.right[index])
         centre = -(radius + wall + width)
         ventricle = np.hypot((self.w - centre) / width, 1 - self.s / (0.92 * length))
@@ -247,7 +243,7 @@ class _Anatomy:
         value[(atrium < 1.13) & below] = np.maximum(value[(atrium < 1.13) & below], 0.40)
         value[(atrium < 1) & below] = self.blood
 
-    def _leaflets(self, value: NDArray[np.float32], length: float, radius: float, index: int) -> None:
+    def _leaflets(self, value: Floats, length: float, radius: float, index: int) -> None:
         """The mitral leaflets: a closed line at the base in systole, two flaps into the ventricle in diastole."""
         if self.opening[index]:
             edge = np.abs(np.abs(self.w) - 0.62 * radius) < 1.2
@@ -255,7 +251,7 @@ class _Anatomy:
         else:
             value[(np.abs(self.s - length + 0.12 * (radius - np.abs(self.w))) < 1.3) & (np.abs(self.w) < radius)] = 0.75
 
-    def _speckle(self, length: float, radius: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    def _speckle(self, length: float, radius: float, generator: np.random.Generator) -> Floats:
         """Noise looked up in tissue coordinates, so that it moves with the heart, and a little that is new each frame."""
         rows = (self.s * (float(self.length[0]) / length) * 2.2).astype(np.int32) % _NOISE_SIDE
         columns = (self.w * (float(self.radius[0]) / radius) * 2.2).astype(np.int32) % _NOISE_SIDE

@@ -33,11 +33,12 @@ class StudyTruth:
     files: tuple[str, ...]
 
 
-def make_studies(
+def make_studies(  # noqa: PLR0913 - what, which, how many, where, and who
     method: str,
     seed: int,
     count: int,
     out: Path,
+    *,
     progress: Callable[[int, int], None] | None = None,
     patient: Patient | None = None,
 ) -> list[StudyTruth]:

@@ -8,8 +8,13 @@ each adds nuisance of its own that no other modality sees. All volumes, outputs 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+"""Arrays of real numbers, single or double precision."""
 
 DISEASES = (
     "coronary_artery_disease",

@@ -11,14 +11,14 @@ from training.models.ecg_resnet import EcgResNet
 
 
 def recipe() -> RunConfig:
-    """Return the run: 2,400 hearts, ten seconds at 500 Hz."""
+    """Return the run: 2,000 hearts, ten seconds at 500 Hz."""
     return RunConfig(
         recipe="ecg_cmr_small",
         seed=3,
         data=DataConfig(
             modality=Modality.ECG,
             seed=20_003,
-            hearts=2400,
+            hearts=2000,
             preprocess=EcgSpec(
                 kind="ecg",
                 preprocess_version=1,
@@ -45,7 +45,7 @@ def recipe() -> RunConfig:
         loss=ecg_loss,
         augment=augment_ecg,
         optim=OptimConfig(
-            epochs=30,
+            epochs=24,
             batch_size=32,
             learning_rate=2e-3,
             weight_decay=0.05,

@@ -40,39 +40,39 @@ class FakeModule(ModuleType):
         self.routes: dict[str, Any] = {}
         self.threads: set[str] = set()
 
-    def GetConfiguration(self) -> str:  # noqa: N802
+    def GetConfiguration(self) -> str:
         return json.dumps(self.configuration)
 
-    def RegisterOnChangeCallback(self, callback: Any) -> None:  # noqa: N802
+    def RegisterOnChangeCallback(self, callback: Any) -> None:
         self.on_change = callback
 
-    def RegisterRestCallback(self, path: str, callback: Any) -> None:  # noqa: N802
+    def RegisterRestCallback(self, path: str, callback: Any) -> None:
         self.routes[path] = callback
 
-    def RestApiGet(self, path: str) -> bytes:  # noqa: N802
+    def RestApiGet(self, path: str) -> bytes:
         self.threads.add(threading.current_thread().name)
         try:
             return self.pacs.get_bytes(path)
         except ResourceGone as error:
             raise OrthancException(17, "Unknown resource") from error
 
-    def RestApiPost(self, path: str, body: str) -> bytes:  # noqa: N802
+    def RestApiPost(self, path: str, body: str) -> bytes:
         return json.dumps(self.pacs.post(path, json.loads(body))).encode()
 
-    def RestApiPut(self, path: str, body: bytes) -> bytes:  # noqa: N802
+    def RestApiPut(self, path: str, body: bytes) -> bytes:
         self.pacs.put(path, body)
         return b""
 
-    def GetGlobalProperty(self, number: int, default: str) -> str:  # noqa: N802
+    def GetGlobalProperty(self, number: int, default: str) -> str:
         return self.pacs.read_property(number) or default
 
-    def SetGlobalProperty(self, number: int, value: str) -> None:  # noqa: N802
+    def SetGlobalProperty(self, number: int, value: str) -> None:
         self.pacs.write_property(number, value)
 
-    def LogWarning(self, text: str) -> None:  # noqa: N802
+    def LogWarning(self, text: str) -> None:
         self.errors.append(text)
 
-    def LogError(self, text: str) -> None:  # noqa: N802
+    def LogError(self, text: str) -> None:
         self.errors.append(text)
 
     def status(self) -> dict[str, Any]:

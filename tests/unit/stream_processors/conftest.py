@@ -58,9 +58,7 @@ class World:
             reader=self.pacs,
             writer=self.pacs,
             publisher=self.publisher,
-            site=Site(
-                site_url="https://hospital.example", node="node-1", software_version="0.1.0", report=self.report
-            ),
+            site=Site(site_url="https://hospital.example", node="node-1", software_version="0.1.0", report=self.report),
             checkpoint=self.checkpoint,
         )
 

@@ -15,9 +15,9 @@ import structlog
 from engines.errors import InferenceError, SelfTestFailed
 from engines.records import Modality
 from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, RESULT_TOPIC
-from stream_processors.consumer import Abandoned, Lane, Stopped
+from stream_processors.consumer import Lane
 from stream_processors.disposition import Rule
-from stream_processors.errors import PacsFault, PacsRefused, PacsUnavailable
+from stream_processors.errors import Abandoned, PacsFault, PacsRefused, PacsUnavailable, Stopped
 from stream_processors.events import parse_dead_letter
 from stream_processors.publisher import dead_letters
 from stream_processors.stages import Stage
@@ -155,7 +155,7 @@ def test_a_broken_engine_stops_the_lane_and_commits_nothing(world: World) -> Non
     world.engine.faults = [SelfTestFailed("golden record 3 differs")]
     lane = world.lane()
     lane.run()
-    assert lane.fatal == "golden record 3 differs"
+    assert (lane.fatal, lane.exit_code) == ("golden record 3 differs", 3)
     assert world.stopping.is_set()
     assert committed(lane) == []
     assert (world.outcomes(), world.dead()) == ([], [])
@@ -292,4 +292,5 @@ def test_an_unexpected_end_of_a_lane_is_loud(world: World) -> None:
     lane.run()
     assert lane.fatal is not None
     assert "ZeroDivisionError" in lane.fatal
+    assert lane.exit_code == 1
     assert world.stopping.is_set()

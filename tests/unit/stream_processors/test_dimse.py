@@ -125,9 +125,8 @@ def test_an_archive_that_takes_no_reports_refuses_them() -> None:
     """A class that is not accepted is a refusal, not a reason to try for ever."""
     other = Archive(("1.2.840.10008.5.1.4.1.1.7", None))
     try:
-        with pytest.raises(PacsRefused, match="accepts none"):
-            with association(other.peer(), contexts_for([COMPREHENSIVE_SR])):
-                pass
+        with pytest.raises(PacsRefused, match="accepts none"), association(other.peer(), contexts_for([COMPREHENSIVE_SR])):
+            pass
     finally:
         other.close()
 
@@ -140,7 +139,7 @@ def test_nobody_there_is_unavailable() -> None:
 
 
 def test_no_answer_is_unavailable() -> None:
-    """pynetdicom's empty data set, which means time-out or abort, never passes as success."""
+    """Pynetdicom's empty data set, which means time-out or abort, never passes as success."""
     with pytest.raises(PacsUnavailable, match="no answer"):
         status_of(Dataset(), "C-STORE")
 

@@ -53,7 +53,7 @@ def test_the_libraries_have_exceptions_at_all() -> None:
 
 
 def test_a_message_that_may_quote_the_data_set_is_left_out() -> None:
-    """pydicom's message, which quotes values, does not get into ours."""
+    """Pydicom's message, which quotes values, does not get into ours."""
     ours = from_foreign(pydicom.errors.InvalidDicomError("Doe^Jane"), "reading")
     assert "Doe" not in str(ours)
     assert "pydicom.errors.InvalidDicomError" in str(ours)

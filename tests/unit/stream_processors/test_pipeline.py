@@ -82,9 +82,7 @@ def test_a_refusal_without_a_readable_header_makes_no_report(log: FaultyLog) -> 
 
 
 @pytest.mark.parametrize(("refusal", "outcome"), [(LEAD_OFF, "refused"), (None, "abstained")])
-def test_a_site_may_want_no_reports_without_numbers(
-    log: FaultyLog, refusal: InputRefused | None, outcome: str
-) -> None:
+def test_a_site_may_want_no_reports_without_numbers(log: FaultyLog, refusal: InputRefused | None, outcome: str) -> None:
     """With ``report_refusals`` off the outcome says why and the PACS gets nothing."""
     world = World(log=log, answer="abstained", refusal=refusal, report=ReportSettings(report_refusals=False))
     ended = world.pipeline.run(world.announce())
@@ -134,7 +132,9 @@ def test_a_second_delivery_is_a_no_op(log: FaultyLog, answer: str) -> None:
     assert second["report"].pop("stored") == "already"
     assert first["report"].pop("stored") == "created"
     timeless = {"stage_ms", "completed_utc"}
-    assert {k: v for k, v in first.items() if k not in timeless} == {k: v for k, v in second.items() if k not in timeless}
+    assert {k: v for k, v in first.items() if k not in timeless} == {
+        k: v for k, v in second.items() if k not in timeless
+    }
 
 
 def test_the_same_study_gives_the_same_bytes(world: World) -> None:

@@ -19,6 +19,7 @@ import pytest
 from engines.errors import SelfTestFailed
 from engines.records import Modality
 from stream_processors import processors
+from stream_processors.disposition import Rule
 from stream_processors.processors import Connections, checkpoint_of, run
 from stream_processors.routes import Route
 from stream_processors.settings import Settings
@@ -112,14 +113,12 @@ def test_the_status_file_says_what_the_process_is_doing(settings: Settings, worl
     assert (_status(settings)["state"], _status(settings)["ready"]) == ("stopped", False)
 
 
-def test_a_lane_that_needs_an_operator_ends_the_process(
-    settings: Settings, worlds: dict[Modality, World]
-) -> None:
+def test_a_lane_that_needs_an_operator_ends_the_process(settings: Settings, worlds: dict[Modality, World]) -> None:
     """One broken engine ends all lanes with the exit code for an operator; its message is not committed."""
     world = worlds[Modality.ECHO]
     world.engine.faults = [SelfTestFailed("x")]
     world.announce()
-    assert run(settings) == processors.EXIT_OPERATOR
+    assert run(settings) == 3
     assert world.lag() == 1
 
 
@@ -137,6 +136,27 @@ def test_an_engine_that_fails_its_self_test_consumes_nothing(
         run(settings)
     assert _status(settings)["state"] == "stopped"
     assert worlds[Modality.ECHO].lag() == 1
+
+
+def test_a_log_that_is_away_at_start_is_waited_for(
+    settings: Settings, worlds: dict[Modality, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut everything starts at once: the processors come up when the log does."""
+    monkeypatch.setattr(Rule, "wait_s", lambda *_: 0.01)
+    world = worlds[Modality.ECG]
+    world.announce()
+    world.log.faults["subscribe"] = 3
+    _when(lambda: bool(world.outcomes()), _terminate)
+    assert run(settings) == 0
+    assert world.log.faults["subscribe"] == 0
+    assert len(world.outcomes()) == 1
+
+
+def test_waiting_for_the_log_can_be_ended(settings: Settings, worlds: dict[Modality, World]) -> None:
+    """A process that was never ready ends like one that was."""
+    worlds[Modality.ECG].log.faults["subscribe"] = 10**6
+    _when(lambda: worlds[Modality.ECG].log.faults["subscribe"] < 10**6, _terminate)
+    assert run(settings) == 0
 
 
 def test_a_failpoint_kills_at_its_stage_and_nowhere_else() -> None:

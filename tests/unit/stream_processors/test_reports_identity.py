@@ -97,7 +97,7 @@ def test_same_arguments_same_bytes_in_every_process(root: Path) -> None:
 
 def test_the_order_of_the_evidence_does_not_matter() -> None:
     """Instances that arrive in another order make the same bytes."""
-    headers = [make_header(Modality.CMR, number) for number in (1, 2, 3)]
+    headers = [make_header(Modality.CMR, number, StudyDescription=f"Part {number}") for number in (1, 2, 3)]
     prediction = make_prediction(Modality.CMR, "answered", headers)
     one = build_reports(prediction, make_context(Modality.CMR, headers))
     two = build_reports(prediction, make_context(Modality.CMR, headers[::-1]))

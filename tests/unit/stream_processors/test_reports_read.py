@@ -84,6 +84,16 @@ def test_bounds_read_back_as_the_companion_prints_them(value: float, bounds: tup
     )
 
 
+def test_nothing_is_minus_zero() -> None:
+    """A value that rounds to zero from below is printed as zero."""
+    headers = [make_header(Modality.ECHO)]
+    prediction = make_prediction(Modality.ECHO, "answered", headers)
+    interval = Interval(low=-0.04, high=-0.01, coverage_percent=90)
+    estimate = replace(prediction.estimates[0], value=-0.02, interval=interval)
+    documents = build_reports(replace(prediction, estimates=(estimate,)), make_context(Modality.ECHO, headers))
+    assert not [document for document in documents if "-0.0" in render_tree(document)]
+
+
 def test_predecessors_read_back() -> None:
     """The chain of reports can be followed."""
     headers = [make_header(Modality.ECHO)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 from rich.console import Console
@@ -41,7 +42,7 @@ def _write(path: Path, uid: str, sop_class: str = COMPREHENSIVE_SR, syntax: str 
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, uid
     dataset.PatientName = "Doe^Jane"
-    dataset.PixelData = b"\xfe\xff\x00\xe0\x00\x00\x00\x00\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+    dataset.PixelData = b"\xfe\xff\x00\xe0\x00\x00\x00\x00"
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = syntax != ExplicitVRLittleEndian
     dataset.save_as(path, enforce_file_format=True)
@@ -156,3 +157,25 @@ def test_hostile_meta_information_is_skipped(sample_data: Path) -> None:
     """None of the malformed sample files makes the sender fall over while it looks at them."""
     for path in find_files([sample_data / "malformed"]):
         assert module.describe(path)
+
+
+def test_a_stray_delimiter_is_left_out(archive: Archive, tmp_path: Path) -> None:
+    """A second delimiter behind the pixel data, over which receivers lose the association, is not sent; all else is."""
+    good = _write(tmp_path / "good.dcm", "1.2.1", ULTRASOUND, JPEGBaseline8Bit)
+    stray = tmp_path / "stray.dcm"
+    stray.write_bytes(good.read_bytes() + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00")
+    result = send([stray], archive.peer())
+    assert (result.sent, list(result.mended)) == ([stray], [stray])
+    assert good.read_bytes().endswith(archive.stored["1.2.1"])
+    assert archive.stored["1.2.1"].endswith(b"\xfe\xff\xdd\xe0\x00\x00\x00\x00")
+
+
+def test_a_real_clip_with_a_stray_delimiter_arrives_whole(archive: Archive, sample_data: Path) -> None:
+    """The frames of a real ultrasound clip reach the archive as they lie in the file."""
+    path = sample_data / "us" / "echo_a4c_acuson_sequoia_65f_jpegbaseline.dcm"
+    result = send([path], archive.peer())
+    assert list(result.mended) == [path]
+    (stored,) = archive.stored.values()
+    pixel_data = dcmread(path).PixelData
+    assert len(pixel_data) > 3_000_000
+    assert pixel_data in stored

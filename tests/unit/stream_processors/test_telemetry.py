@@ -46,7 +46,7 @@ def test_a_key_that_is_not_allowed_is_dropped_and_counted(lines: io.StringIO) ->
 
 
 def test_a_message_of_another_library_is_withheld(lines: io.StringIO) -> None:
-    """pydicom's complaint about a value shows that it complained and where, not the value."""
+    """Pydicom's complaint about a value shows that it complained and where, not the value."""
     logging.getLogger("pydicom").warning("Invalid value for VR PN: '%s'", CANARY)
     logging.getLogger("pynetdicom.events").error(CANARY)
     warnings.warn(CANARY, stacklevel=1)
@@ -63,7 +63,7 @@ def test_chatter_of_other_libraries_is_left_out(lines: io.StringIO) -> None:
 def test_an_exception_is_told_by_class_and_place(lines: io.StringIO) -> None:
     """A traceback names where it happened and never what the message says, whichever way it is logged."""
     try:
-        raise ValueError(CANARY)
+        raise ValueError(CANARY)  # noqa: TRY301
     except ValueError as error:
         structlog.get_logger("stream_processors.test").error("study.failed", exc_info=True, **describe(error))
         logging.getLogger("anybody").exception("boom")

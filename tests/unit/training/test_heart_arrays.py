@@ -111,12 +111,15 @@ def _epoch(arrays: module.HeartArrays, hearts: np.ndarray, epoch: int) -> list[m
     return list(training_batches(arrays, hearts, batch_size=1, seed=1, epoch=epoch))
 
 
-def test_the_source_digest_is_blind_to_comments_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A comment keeps the digest, a changed number does not."""
+def test_the_source_digest_sees_code_that_matters_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments, docstrings and other modalities keep the digest; a changed number does not."""
     monkeypatch.setattr(module, "__file__", str(tmp_path / "training" / "data" / "heart_arrays.py"))
-    (tmp_path / "code").mkdir()
-    digests = []
-    for text in ("x = 1\n", "x = 1  # one\n", "x = 2\n"):
-        (tmp_path / "code" / "a.py").write_text(text, encoding="utf-8")
-        digests.append(source_digest(["code"]))
-    assert digests[0] == digests[1] != digests[2]
+    folder = tmp_path / "engines" / "preprocess"
+    folder.mkdir(parents=True)
+    (folder / "ecg.py").write_text("x = 1\n", encoding="utf-8")
+    before = source_digest(Modality.ECG)
+    (folder / "ecg.py").write_text('"""One."""\nx = 1  # one\n', encoding="utf-8")
+    (folder / "cmr.py").write_text("y = 1\n", encoding="utf-8")
+    assert source_digest(Modality.ECG) == before
+    (folder / "ecg.py").write_text("x = 2\n", encoding="utf-8")
+    assert source_digest(Modality.ECG) != before
