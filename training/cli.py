@@ -127,3 +127,7 @@ def recipes() -> None:
 
     for name in recipe_names():
         click.echo(name)
+
+
+if __name__ == "__main__":
+    main()

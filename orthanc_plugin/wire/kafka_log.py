@@ -44,6 +44,9 @@ SECURITY_KEYS = (
 _REACH_S = 2.0
 _PARTITION_FETCH_BYTES = 128 * 1024  # bounds what waits for the worker; a larger single record still comes
 _ALL_FETCHED = 1_000_000
+_STABLE = "<stable>"  # MemberState.STABLE of newer kafka-python
+_UNSETTLED_S = 60.0
+_JOIN_S = 1.0  # a poll that joins the group waits for the end of it
 _GROUP_UNSETTLED = (RebalanceInProgressError, CommitFailedError, IllegalGenerationError, UnknownMemberIdError)
 
 
@@ -217,6 +220,7 @@ class KafkaLog:
             max_partition_fetch_bytes=_PARTITION_FETCH_BYTES,
             allow_auto_create_topics=False,
         )
+        _remember_unfinished_joins(consumer)
         consumer.subscribe(topics=list(topics), listener=_Rebalanced(hand_off))
         return _KafkaGroupClient(consumer, self._timeout_s)
 
@@ -285,11 +289,23 @@ class _KafkaGroupClient:
     def __init__(self, consumer: Any, timeout_s: float) -> None:
         self._consumer = consumer
         self._timeout_ms = int(timeout_s * 500)
+        self._settled_s = time.monotonic()
 
     def poll(self, timeout_s: float) -> list[LogRecord]:
+        self._check_settled()
+        joining = self._consumer._coordinator.need_rejoin()  # noqa: SLF001 - see _remember_unfinished_joins
         with _explained():
-            fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+            fetched = self._consumer.poll(timeout_ms=int((_JOIN_S if joining else timeout_s) * 1000))
         return [_record(message) for messages in fetched.values() for message in messages]
+
+    def _check_settled(self) -> None:
+        """Leave and join anew rather than wait for ever in a group that does not settle."""
+        now_s = time.monotonic()
+        if getattr(self._consumer.group_metadata(), "state", _STABLE) == _STABLE:
+            self._settled_s = now_s
+        elif now_s - self._settled_s > _UNSETTLED_S:
+            msg = f"Kafka: no settled member of the group for {_UNSETTLED_S:.0f} s: joining anew"
+            raise LogUnavailable(msg)
 
     def assignment(self) -> set[Partition]:
         return {tuple(each) for each in self._consumer.assignment()}
@@ -349,6 +365,17 @@ class _KafkaGroupClient:
     def close(self) -> None:
         with _explained():
             self._consumer.close(autocommit=False, timeout_ms=self._timeout_ms)
+
+
+def _remember_unfinished_joins(consumer: Any) -> None:
+    """Keep a member from being stuck when joining the group takes longer than one poll.
+
+    kafka-python 3.0.12 goes on joining in the background, but the next poll may find no reason to join any more and
+    then never takes the result: no partitions, no heartbeats, for ever. Here an unfinished join is such a reason.
+    """
+    coordinator = consumer._coordinator  # noqa: SLF001 - there is no public way
+    decide = coordinator.need_rejoin
+    coordinator.need_rejoin = lambda: getattr(coordinator, "_join_task", None) is not None or decide()
 
 
 @contextlib.contextmanager

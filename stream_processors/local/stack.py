@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 import httpx
 
+from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, READY_TOPICS, RESULT_TOPIC
 from orthanc_plugin.wire.log import Log, open_log
 from stream_processors.errors import ProcessorError
 from stream_processors.local.broker import LocalBroker
@@ -95,9 +96,17 @@ class LocalStack:
             self.broker = LocalBroker(self.folder / "kafka")
             self.broker.start()
             self.log_url = self.broker.url
+            self._make_topics()
         self.start_orthanc()
         self.start_processors()
         self.wait_ready()
+
+    def _make_topics(self) -> None:
+        log = self.open_log()
+        try:
+            log.ensure_topics([*READY_TOPICS, RESULT_TOPIC, DEAD_LETTER_TOPIC], partitions=3, replication=1)
+        finally:
+            log.close()
 
     def start_orthanc(self) -> None:
         """Start Orthanc on this folder's storage."""

@@ -146,8 +146,12 @@ def _companion_shell(subject: Subject) -> Shell:
 
 
 def _series_description(subject: Subject, prefix: str) -> str:
-    """Kind, model and version; the warning stays whole, the name of the model is what gets cut."""
+    """Kind, model and version; the warning stays whole, the name of the model is what gets cut.
+
+    Study lists show the beginning, so that an abstention is known without opening it.
+    """
     model = subject.prediction.model
+    kind = subject.prediction.modality.value + (" no result" if subject.prediction.abstention is not None else "")
     warning = _NOT_CLINICAL if "not for clinical use" in model.intended_use.lower() else ""
-    described = f"{prefix} {subject.prediction.modality.value} {model.name} {model.version}"
+    described = f"{prefix} {kind} {model.name} {model.version}"
     return described[: _LONG_STRING - len(warning)] + warning

@@ -283,6 +283,13 @@ def test_series_descriptions_keep_the_warning() -> None:
         assert document.SeriesDescription.endswith(", not for clinical use")
 
 
+@pytest.mark.parametrize(("answer", "expected"), [("answered", False), ("abstained", True), ("refused", True)])
+def test_study_lists_show_that_there_is_no_result(answer: str, expected: bool) -> None:
+    """The first words of the series description tell an abstention from an answer."""
+    for document in build(Modality.ECHO, answer):
+        assert ("no result" in document.SeriesDescription[:25]) == expected
+
+
 def test_own_output_is_recognisable_and_in_series_of_its_own() -> None:
     """The intake knows our objects by manufacturer and modality; each stands alone in its series."""
     report, companion = build(Modality.CMR)

@@ -60,6 +60,17 @@ def test_the_bytes_of_the_file_arrive(archive: Archive, tmp_path: Path) -> None:
         assert len(archive.stored[uid]) > 30
 
 
+def test_a_file_is_not_written_anew_on_the_way(archive: Archive, tmp_path: Path) -> None:
+    """A retired group length (PS3.5 7.2), which every library drops when it writes, is still there at the other end."""
+    content = _write(tmp_path / "a.dcm", "1.2.1").read_bytes()
+    first = content.index(b"\x08\x00\x16\x00UI")
+    group_length = b"\x08\x00\x00\x00UL\x04\x00\x2c\x00\x00\x00"
+    old = tmp_path / "old.dcm"
+    old.write_bytes(content[:first] + group_length + content[first:])
+    assert send([old], archive.peer()).sent == [old]
+    assert archive.stored["1.2.1"] == group_length + content[first:]
+
+
 def test_the_contexts_are_those_of_the_files(archive: Archive, tmp_path: Path) -> None:
     """One association offers each SOP class with the transfer syntax its files have, once."""
     files = [_write(tmp_path / f"{n}.dcm", f"1.2.{n}") for n in range(3)]
