@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from stream_processors.settings import Settings
 
 EXIT_NOT_WELL = 1
@@ -60,13 +62,12 @@ def demo_command(
     input_path: Path | None, out: Path | None, log: Literal["sqlite", "kafka"], *, keep: bool, viewer: bool
 ) -> None:
     """Show it: start Orthanc and the processors here, send studies by C-STORE, print what came back."""
-    from rich.console import Console
-
     from stream_processors.local.demo import DemoOptions, run_demo
 
+    _silence_libraries()
     with _explained():
         options = DemoOptions(input=input_path, out=out, log=log, keep=keep, viewer=viewer)
-        sys.exit(run_demo(options, Console()))
+        sys.exit(run_demo(options, _wide_console()))
 
 
 @main.command("verify")
@@ -80,12 +81,11 @@ def demo_command(
 )
 def verify_command(method: str, seed: int, count: int, out: Path | None) -> None:
     """Send new phantom studies through the whole way and hold each report against the truth."""
-    from rich.console import Console
-
     from stream_processors.local.verify import run_verify
 
+    _silence_libraries()
     with _explained():
-        sys.exit(run_verify(method, seed=seed, count=count, out=out, console=Console()))
+        sys.exit(run_verify(method, seed=seed, count=count, out=out, console=_wide_console()))
 
 
 @main.command("run")
@@ -111,14 +111,11 @@ def run_command(settings_path: Path | None) -> None:
 @click.option("--timeout-s", default=60.0, show_default=True, help="Longest wait for one answer.")
 def send_command(paths: tuple[Path, ...], host: str, port: int, called: str, calling: str, timeout_s: float) -> None:  # noqa: PLR0913, PLR0917 - one parameter per option
     """Send DICOM files and folders to a PACS by C-STORE, unchanged."""
-    import logging
-
     from rich.console import Console
 
     from stream_processors.pacs.send import send_files
-    from stream_processors.telemetry import configure_logging
 
-    configure_logging(level=logging.CRITICAL)  # libraries complain about data sets by quoting them
+    _silence_libraries()
     console = Console(stderr=True)
     with _explained():
         result = send_files(
@@ -294,6 +291,23 @@ def _load(path: Path | None) -> Settings:
     from stream_processors.settings import load_settings
 
     return load_settings(path)
+
+
+def _silence_libraries() -> None:
+    """Parsers complain about data sets by quoting them; what matters is told by us."""
+    import logging
+
+    from stream_processors.telemetry import configure_logging
+
+    configure_logging(level=logging.CRITICAL)
+
+
+def _wide_console() -> Console:
+    """The terminal as it is; wide where the output goes to a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=150)
 
 
 def _print(renderable: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from engines.errors import BundleError
 from engines.records import Modality
-from orthanc_plugin.wire.events import READY_TOPICS, RESULT_TOPIC, EventError, ready_topic
+from orthanc_plugin.wire.events import RESULT_TOPIC, EventError, ready_topic
 from orthanc_plugin.wire.log import Log, LogUnavailable
 from stream_processors.errors import PacsError, ProcessorError
 from stream_processors.events import parse_outcome
@@ -98,12 +98,11 @@ def _with_log(settings: Settings, pacs: Finding, plugin: dict[str, Any] | None) 
         found = Finding(name="log", ok=False, detail=str(error))
         return Status(pacs=pacs, plugin=plugin, log=found, lag=None, outcomes=None, dead_letters=None)
     try:
-        topics = [ready_topic(modality) for modality in settings.modalities]
         return Status(
             pacs=pacs,
             plugin=plugin,
             log=_answers("log", log.ping),
-            lag=log.lag(topics, group=settings.group),
+            lag=_lag(settings, log),
             outcomes=count_outcomes(log),
             dead_letters=len(dead_letters(log)),
         )
@@ -112,6 +111,13 @@ def _with_log(settings: Settings, pacs: Finding, plugin: dict[str, Any] | None) 
         return Status(pacs=pacs, plugin=plugin, log=found, lag=None, outcomes=None, dead_letters=None)
     finally:
         log.close()
+
+
+def _lag(settings: Settings, log: Log) -> dict[str, int]:
+    lag: dict[str, int] = {}
+    for modality in settings.modalities:
+        lag |= log.lag([ready_topic(modality)], group=settings.group_of(modality))
+    return lag
 
 
 def count_outcomes(log: Log) -> dict[str, dict[str, int]]:
@@ -138,7 +144,7 @@ def _log_finding(settings: Settings) -> Finding:
     except (LogUnavailable, ProcessorError) as error:
         return Finding(name="log", ok=False, detail=str(error), remedy=remedy)
     try:
-        log.lag(READY_TOPICS, group=settings.group)
+        _lag(settings, log)
         return Finding(name="log", ok=True, detail=log.ping())
     except LogUnavailable as error:
         return Finding(name="log", ok=False, detail=str(error), remedy=remedy)

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import structlog
 
 from engines.records import Modality
+from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, READY_TOPICS, RESULT_TOPIC
 from orthanc_plugin.wire.log import Log, LogUnavailable, open_log
 from stream_processors.consumer import Lane, Settler
 from stream_processors.disposition import rule_for
@@ -176,13 +177,16 @@ def patiently(attempt: Callable[[], _T], stopping: threading.Event) -> _T:
 
 def _open_lanes(settings: Settings, stopping: threading.Event, stack: ExitStack) -> list[Lane]:
     connections = patiently(lambda: stack.enter_context(opened(settings)), stopping)
+    patiently(lambda: _ensure_topics(settings, connections.log), stopping)
     metrics = _metrics(settings)
     routes = [_open_route(modality, settings, stack) for modality in settings.modalities]
     return [
         Lane(
             name=route.modality.value,
             topic=route.topic,
-            subscription=patiently(partial(connections.log.subscribe, [route.topic], group=settings.group), stopping),
+            subscription=patiently(
+                partial(connections.log.subscribe, [route.topic], group=settings.group_of(route.modality)), stopping
+            ),
             settler=settler_of(settings, route, connections, stopping=stopping, metrics=metrics),
             stopping=stopping,
             checkpoint=checkpoint_of(settings),
@@ -190,6 +194,14 @@ def _open_lanes(settings: Settings, stopping: threading.Event, stack: ExitStack)
         )
         for route in routes
     ]
+
+
+def _ensure_topics(settings: Settings, log: Log) -> None:
+    """Make the topics that are missing: a broker that makes none on its own would keep every announcement waiting."""
+    topics = settings.log.topics
+    if topics.create:
+        names = (*READY_TOPICS, RESULT_TOPIC, DEAD_LETTER_TOPIC)
+        log.ensure_topics(names, partitions=topics.partitions, replication=topics.replication)
 
 
 def _open_route(modality: Modality, settings: Settings, stack: ExitStack) -> Route:

@@ -37,6 +37,18 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class TopicSettings(_Frozen):
+    """Numbers of the topics that the processors make where they are missing; topics that exist stay as they are.
+
+    Partitions bound how many processors can share a modality and cannot be raised later without moving studies between
+    them. Use three replicas where there are three brokers. ``create`` off: the site makes them (``deploy/kafka``).
+    """
+
+    create: bool = True
+    partitions: int = Field(default=12, ge=1, le=1000)
+    replication: int = Field(default=1, ge=1, le=9)
+
+
 class LogSettings(_Frozen):
     """The log announcements come from and outcomes go to; the Orthanc plugin reads the same variable, ``PURKINJE_LOG``.
 
@@ -46,6 +58,7 @@ class LogSettings(_Frozen):
 
     url: str = Field(pattern=r"^(sqlite|kafka)://\S+$")
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    topics: TopicSettings = TopicSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -170,6 +183,10 @@ class Settings(BaseSettings):
     status_file: Path | None = None
     shutdown_s: float = Field(default=20.0, gt=0)
     failpoint: str | None = Field(default=None, pattern=f"^after_({'|'.join(Stage)})$")
+
+    def group_of(self, modality: Modality) -> str:
+        """Consumer group of one modality; each has its own, so that a change in one lane never halts the others."""
+        return f"{self.group}.{modality.value}"
 
     @classmethod
     def settings_customise_sources(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Mapping, MutableMapping
@@ -36,8 +37,12 @@ ALLOWED_KEYS = frozenset(
 )  # fmt: skip
 """Keys a log line may have."""
 
-_OUTSPOKEN = ("stream_processors", "orthanc_plugin", "engines")
-"""Loggers whose messages are ours; every other library's message is withheld."""
+_OURS = ("stream_processors", "orthanc_plugin", "engines")
+_OUTSPOKEN = (*_OURS, "kafka")
+"""Loggers whose messages name no patient: ours, and the broker's client. Every other library's message is withheld."""
+
+REPEAT_AFTER_S = 60.0
+"""A library that says the same thing over and over is heard once in this time."""
 
 STAGE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 300.0)
 
@@ -52,10 +57,11 @@ def configure_logging(*, stream: TextIO | None = None, level: int = logging.INFO
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
+    handler.addFilter(_Patience())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))
-    for ours in _OUTSPOKEN:
+    for ours in _OURS:
         logging.getLogger(ours).setLevel(level)
     logging.captureWarnings(capture=True)
     warnings.simplefilter("default")
@@ -65,6 +71,24 @@ def configure_logging(*, stream: TextIO | None = None, level: int = logging.INFO
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+class _Patience(logging.Filter):
+    """Lets the same place in a foreign library speak once per ``REPEAT_AFTER_S``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._heard_s: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """True for our own lines and for what was not heard lately."""
+        if record.name.startswith(_OURS):
+            return True
+        place, now_s = (record.name, record.lineno), time.monotonic()
+        if now_s - self._heard_s.get(place, -REPEAT_AFTER_S) < REPEAT_AFTER_S:
+            return False
+        self._heard_s[place] = now_s
+        return True
 
 
 def allow_listed(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -19,10 +19,10 @@ _META_NAME = "checkpoint.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands: epochs done, and which config it was made with."""
+    """Where a run stands: epochs done, and the digest of its config and data."""
 
     epochs_done: int
-    config_sha256: str
+    run_sha256: str
 
 
 def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -30,7 +30,7 @@ def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Op
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     tensors |= {f"optimizer.{name}": value for name, value in _optimizer_tensors(optimizer).items()}
     directory.mkdir(parents=True, exist_ok=True)
-    metadata = {"epochs_done": str(progress.epochs_done), "config_sha256": progress.config_sha256}
+    metadata = {"epochs_done": str(progress.epochs_done), "run_sha256": progress.run_sha256}
     partial = directory / f"{_NAME}.partial"
     save_file(tensors, partial, metadata=metadata)
     partial.replace(directory / _NAME)
@@ -55,7 +55,7 @@ def _progress(path: Path) -> Progress:
 
     with safe_open(path, framework="pt") as opened:
         metadata = opened.metadata()
-    return Progress(epochs_done=int(metadata["epochs_done"]), config_sha256=metadata["config_sha256"])
+    return Progress(epochs_done=int(metadata["epochs_done"]), run_sha256=metadata["run_sha256"])
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -150,7 +150,7 @@ def describe_data(config: DataConfig) -> dict[str, Any]:
 
 
 def config_digest(config: RunConfig) -> str:
-    """Return the SHA-256 of the described run; two runs that may share a checkpoint have the same."""
+    """Return the SHA-256 of the described run."""
     return hashlib.sha256(json.dumps(describe(config), sort_keys=True).encode()).hexdigest()
 
 

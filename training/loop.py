@@ -5,6 +5,7 @@ All randomness is drawn anew for every epoch from (seed, epoch), so a checkpoint
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -32,7 +33,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class ForeignRunError(RuntimeError):
-    """The run folder holds a run with another config."""
+    """The run folder holds a run with another config or other data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,16 @@ class Run:
     optimizer: torch.optim.Optimizer
     arrays: HeartArrays
     split: Split
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all that decides the weights; two runs that may share a checkpoint have the same."""
+        return run_digest(self.config, self.arrays)
+
+
+def run_digest(config: RunConfig, arrays: HeartArrays) -> str:
+    """Return the SHA-256 of a config and the data it is trained on."""
+    return hashlib.sha256((config_digest(config) + arrays.sha256).encode()).hexdigest()
 
 
 def train(config: RunConfig, arrays: HeartArrays, split: Split, out: Path) -> nn.Module:
@@ -71,7 +82,7 @@ def train(config: RunConfig, arrays: HeartArrays, split: Split, out: Path) -> nn
     for epoch in range(epochs_done, config.optim.epochs):
         records.append(run_epoch(run, epoch))
         write_curves(out / "curves.csv", records)
-        save_checkpoint(out, model, optimizer, Progress(epochs_done=epoch + 1, config_sha256=config_digest(config)))
+        save_checkpoint(out, model, optimizer, Progress(epochs_done=epoch + 1, run_sha256=run.sha256))
     draw_curves(out / "curve.png", records)
     return model.eval()
 
@@ -83,8 +94,10 @@ def _resume(run: Run, out: Path) -> int:
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.json").write_text(json.dumps(describe(run.config), indent=2) + "\n", encoding="utf-8")
         return 0
-    if progress.config_sha256 != config_digest(run.config):
-        raise ForeignRunError(f"{out} holds a run with another config; choose another folder or remove it")
+    if progress.run_sha256 != run.sha256:
+        raise ForeignRunError(
+            f"{out} holds a run with another config or other data; choose another folder or remove it"
+        )
     _log.info("run.resumed", epochs_done=progress.epochs_done)
     return progress.epochs_done
 

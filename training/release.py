@@ -9,30 +9,31 @@ from pathlib import Path
 
 import torch
 
-from training.config import RunConfig, config_digest
+from training.config import RunConfig
 from training.data.heart_arrays import HeartArrays, heart_arrays
 from training.data.splits import Split, split_hearts
 from training.evaluate import evaluate_bundle
 from training.export import export_bundle
-from training.loop import train
+from training.loop import run_digest, train
 from training.signature import input_spec
 
 ARRAYS_FOLDER = "arrays"
 
 
 def train_run(config: RunConfig, out: Path, *, workers: int, threads: int) -> Path:
-    """Train a run below ``out`` and return its folder, named by recipe and config digest."""
+    """Train a run below ``out`` and return its folder."""
     torch.set_num_threads(threads)
     arrays, split = _hearts(config, out, workers)
-    train(config, arrays, split, run_folder(config, out))
-    return run_folder(config, out)
+    folder = run_folder(config, arrays, out)
+    train(config, arrays, split, folder)
+    return folder
 
 
 def release_run(config: RunConfig, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
     """Train where needed, then write the bundle; returns its folder."""
     torch.set_num_threads(threads)
     arrays, split = _hearts(config, out, workers)
-    network = train(config, arrays, split, run_folder(config, out))
+    network = train(config, arrays, split, run_folder(config, arrays, out))
     return export_bundle(config, network, arrays, split, bundle)
 
 
@@ -42,9 +43,9 @@ def evaluate_run(config: RunConfig, out: Path, bundle: Path, *, workers: int) ->
     return evaluate_bundle(bundle, arrays, split.test, input_spec(config.data.preprocess))
 
 
-def run_folder(config: RunConfig, out: Path) -> Path:
-    """Return where a run lives; another config has another folder."""
-    return out / f"{config.recipe}-{config_digest(config)[:12]}"
+def run_folder(config: RunConfig, arrays: HeartArrays, out: Path) -> Path:
+    """Return where a run lives; another config or other data has another folder."""
+    return out / f"{config.recipe}-{run_digest(config, arrays)[:12]}"
 
 
 def _hearts(config: RunConfig, out: Path, workers: int) -> tuple[HeartArrays, Split]:

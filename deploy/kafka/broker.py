@@ -138,6 +138,11 @@ class Node:
         return self.process is not None and self.process.poll() is None
 
     @property
+    def port_was_taken(self) -> bool:
+        """True when the node ended because somebody else took its port meanwhile."""
+        return self.log_path.exists() and "Address already in use" in self.log_path.read_text(errors="replace")
+
+    @property
     def log_path(self) -> Path:
         """What the node wrote to its standard output and error."""
         return self.folder / "node.log"
@@ -234,9 +239,9 @@ class Cluster:
             self._prepare()
             try:
                 self._start_nodes()
-            except KafkaFailed as error:
+            except KafkaFailed:
                 self._stop_nodes()
-                if attempt == START_ATTEMPTS or "Address already in use" not in str(error):
+                if attempt == START_ATTEMPTS or not any(node.port_was_taken for node in self.nodes):
                     raise
             else:
                 return self

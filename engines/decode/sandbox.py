@@ -10,6 +10,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 
 from engines.decode.exchange import reading_from_message, receive, send
@@ -20,6 +21,8 @@ from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
 from engines.records import Modality
 
 START_TIMEOUT_S = 60.0
+_NO_ANSWER = (EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
+"""The child is gone, or what it said is no answer: a file may have made it say anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class DecodeSandbox:
         except TimeoutError:
             self.close()
             return _over(f"decoding took longer than {self._limits.wall_s:.0f} s")
-        except (EOFError, OSError, ValueError, KeyError):
+        except _NO_ANSWER:
             self.close()
             return _over("the decoding process was ended by its limits or crashed on the file")
 

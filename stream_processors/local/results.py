@@ -80,20 +80,20 @@ def result_text(entry: Mapping[str, Any]) -> str:
 def _number(estimate: Mapping[str, Any]) -> str:
     low, high = estimate["interval"]["low"], estimate["interval"]["high"]
     name = NAMES.get(estimate["quantity"], estimate["quantity"].replace("_", " "))
-    return f"{name} {estimate['value']:.1f} {estimate['unit']} [{low:.1f} to {high:.1f}]"
+    return f"{name} {estimate['value']:.1f} {estimate['unit']} ({low:.1f} to {high:.1f})"
 
 
 def _probability(probability: Mapping[str, Any]) -> str:
     low, high = (100 * probability["interval"][end] for end in ("low", "high"))
     name = NAMES.get(probability["condition"], probability["condition"].replace("_", " "))
     said = {True: "present", False: "absent", None: "undetermined"}[probability["decision"]]
-    return f"{name}: {100 * probability['probability']:.0f} % [{low:.0f} to {high:.0f}], {said}"
+    return f"{name}: {100 * probability['probability']:.0f} % ({low:.0f} to {high:.0f}), {said}"
 
 
 def table_of(entries: Sequence[Mapping[str, Any]]) -> Table:
     """The table of a demo: study, modality, result or refusal, time per stage."""
     table = Table(title="What stands in the PACS now", show_lines=True)
-    for column in ("study", "modality", "outcome", "result [interval] or reason", "time per stage, ms"):
+    for column in ("study", "modality", "outcome", "result (interval) or reason", "time per stage, ms"):
         table.add_column(column, overflow="fold")
     for entry in entries:
         times = ", ".join(

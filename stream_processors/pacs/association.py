@@ -75,12 +75,30 @@ def association(
     )
     if not opened.is_established:
         raise _why_not(opened, peer)
+    return_taken_answers(opened)
     try:
         yield opened
     except BaseException:
         opened.abort()
         raise
     opened.release()
+
+
+def return_taken_answers(opened: Any) -> None:
+    """Close a race of pynetdicom 3.0.4: its background loop may take an answer that ``send_c_store`` waits for.
+
+    The loop looks at its pause flag and at the queue in two steps; on a busy machine the answer arrives in between, is
+    dropped as unexpected, and the sender waits until the time-out. An answer that the loop takes goes back to the queue.
+    """
+    serve = opened._serve_request  # noqa: SLF001 - there is no public place to stand
+
+    def serve_or_return(message: Any, context_id: int) -> None:
+        if message.is_valid_response:
+            opened.dimse.msg_queue.put((context_id, message))
+        else:
+            serve(message, context_id)
+
+    opened._serve_request = serve_or_return  # noqa: SLF001
 
 
 def send_at_once(event: Any) -> None:

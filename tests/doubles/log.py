@@ -17,6 +17,7 @@ class FaultyLog:
     def __init__(self, inner: Log) -> None:
         self.inner = inner
         self.faults: Counter[str] = Counter()
+        self.made: dict[str, tuple[int, int]] = {}
         self.appended: list[tuple[str, str, dict[str, str], bytes]] = []
 
     def append(self, topic: str, *, key: str, headers: Mapping[str, str], value: bytes) -> tuple[int, int]:
@@ -27,6 +28,8 @@ class FaultyLog:
         return where
 
     def ensure_topics(self, topics: Sequence[str], *, partitions: int, replication: int) -> None:
+        self.strike("ensure_topics")
+        self.made.update(dict.fromkeys(topics, (partitions, replication)))
         self.inner.ensure_topics(topics, partitions=partitions, replication=replication)
 
     def subscribe(self, topics: Sequence[str], *, group: str) -> Subscription:

@@ -181,6 +181,17 @@ def test_rebalance_during_a_job(log: KafkaLog) -> None:
     other.close()
 
 
+def test_a_topic_made_after_joining(log: KafkaLog) -> None:
+    """Members that joined before their topic existed get its records soon after it was made, every time."""
+    topics = [f"test.{uuid.uuid4().hex}.v1" for _ in range(8)]
+    members = [log.subscribe([topic], group=topic) for topic in topics]
+    log.ensure_topics(topics, partitions=3, replication=1)
+    for topic, member in zip(topics, members, strict=True):
+        append_until_acknowledged(log, topic, topic)
+        assert [record.value.decode() for record in take(member, 1)] == [topic]
+        member.close()
+
+
 def test_pause_survives_a_rebalance(log: KafkaLog) -> None:
     """A paused member that is given partitions by a rebalance still gets nothing until it resumes."""
     topic = new_topic(log, partitions=2)

@@ -140,7 +140,7 @@ class Site:
         while time.monotonic() < deadline:
             status = json.loads((self.folder / "status.json").read_text())
             joined = status["ready"] and status["pid"] == process.pid
-            if joined and self.log.lag([claim.topic], group="purkinje")[claim.topic] == 0:
+            if joined and self.log.lag([claim.topic], group="purkinje.ecg")[claim.topic] == 0:
                 return
             assert process.poll() is None, (self.folder / "processors.log").read_text()
             time.sleep(0.05)

@@ -49,11 +49,13 @@ class HeartArrays:
         inputs: [N, K, ...], up to K prepared inputs (clips) of a heart, dtype as the network takes it.
         targets: float32 [N, columns of ``training.data.targets.COLUMNS``].
         clips: uint8 [N], how many clips of a heart are filled; ``REFUSED`` where the preprocessing refused it.
+        sha256: of what decides the content: hearts, specification and source code.
     """
 
     inputs: NDArray[Any]
     targets: NDArray[np.float32]
     clips: NDArray[np.uint8]
+    sha256: str
 
     def usable(self, hearts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those of the given hearts whose record was not refused."""
@@ -72,7 +74,8 @@ def heart_arrays(root: Path, config: DataConfig, input_spec: TensorSpec, *, work
     Raises:
         ValueError: when a prepared array does not fit ``input_spec``.
     """
-    folder = root / f"{config.modality.value}-{_content_digest(config)[:16]}"
+    digest = _content_digest(config)
+    folder = root / f"{config.modality.value}-{digest[:16]}"
     if not (folder / "clips.npy").exists():
         _create(folder, config, input_spec)
     missing = np.flatnonzero(np.load(folder / "clips.npy") == PENDING)
@@ -82,6 +85,7 @@ def heart_arrays(root: Path, config: DataConfig, input_spec: TensorSpec, *, work
         inputs=np.load(folder / "inputs.npy", mmap_mode="r"),
         targets=np.load(folder / "targets.npy", mmap_mode="r"),
         clips=np.load(folder / "clips.npy"),
+        sha256=digest,
     )
 
 

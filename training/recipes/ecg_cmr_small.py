@@ -11,14 +11,14 @@ from training.models.ecg_resnet import EcgResNet
 
 
 def recipe() -> RunConfig:
-    """Return the run: 2,000 hearts, ten seconds at 500 Hz."""
+    """Return the run: 3,600 hearts, ten seconds at 500 Hz."""
     return RunConfig(
         recipe="ecg_cmr_small",
         seed=3,
         data=DataConfig(
             modality=Modality.ECG,
             seed=20_003,
-            hearts=2000,
+            hearts=3600,
             preprocess=EcgSpec(
                 kind="ecg",
                 preprocess_version=1,
@@ -39,7 +39,7 @@ def recipe() -> RunConfig:
                 saturated_run_ms=10.0,
                 consistency_max_mv=0.05,
             ),
-            split=SplitConfig(train=0.64, validation=0.06, calibration=0.16, test=0.14),
+            split=SplitConfig(train=0.5, validation=0.04, calibration=0.28, test=0.18),
         ),
         model=EcgResNet.small,
         loss=ecg_loss,

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from engines.decode.ecg import AMBULATORY, ENCAPSULATED_PDF, GENERAL, GENERAL_32, TWELVE_LEAD, decode_ecg, lead_of
 from engines.errors import InputRefused, NotApplicable, RefusalCode
 from engines.records import LEAD_NAMES
 
-MDC = dict(zip(LEAD_NAMES, ("2:1", "2:2", "2:61", "2:62", "2:63", "2:64", *(f"2:{n}" for n in range(3, 9))), strict=True))
+MDC = dict(
+    zip(LEAD_NAMES, ("2:1", "2:2", "2:61", "2:62", "2:63", "2:64", *(f"2:{n}" for n in range(3, 9))), strict=True)
+)
 RATE_HZ, SAMPLES = 500, 5000
 
 
@@ -28,16 +30,24 @@ def code(value: str, scheme: str, meaning: str) -> Dataset:
     return item
 
 
-def channel(lead: str, *, sensitivity: str = "2.5", correction: str = "1", baseline: str = "0", unit: str = "uV") -> Dataset:
+def channel(
+    lead: str, *, sensitivity: str = "2.5", correction: str = "1", baseline: str = "0", unit: str = "uV"
+) -> Dataset:
     """A channel definition (PS3.3 C.10.9)."""
     item = Dataset()
     item.ChannelSourceSequence = Sequence([code(MDC.get(lead, "2:65"), "MDC", f"Lead {lead}")])
-    item.ChannelSensitivity, item.ChannelSensitivityCorrectionFactor, item.ChannelBaseline = sensitivity, correction, baseline
+    item.ChannelSensitivity, item.ChannelSensitivityCorrectionFactor, item.ChannelBaseline = (
+        sensitivity,
+        correction,
+        baseline,
+    )
     item.ChannelSensitivityUnitsSequence = Sequence([code(unit, "UCUM", unit)])
     return item
 
 
-def group(stored_NC: np.ndarray, channels: list[Dataset], *, originality: str = "ORIGINAL", label: str = "RHYTHM") -> Dataset:
+def group(
+    stored_NC: np.ndarray, channels: list[Dataset], *, originality: str = "ORIGINAL", label: str = "RHYTHM"
+) -> Dataset:
     """A multiplex group."""
     item = Dataset()
     item.WaveformOriginality, item.MultiplexGroupLabel = originality, label
@@ -50,11 +60,11 @@ def group(stored_NC: np.ndarray, channels: list[Dataset], *, originality: str = 
     return item
 
 
-def instance(groups: list[Dataset], sop_class: str = TWELVE_LEAD) -> io.BytesIO:
+def instance(groups: list[Dataset], sop_class: str = TWELVE_LEAD, syntax: str = ExplicitVRLittleEndian) -> io.BytesIO:
     """A Part 10 file in memory."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.TransferSyntaxUID = syntax
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = sop_class
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "2.25.10"
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.Modality = "2.25.11", "2.25.12", "ECG"
@@ -77,7 +87,7 @@ def refusal_of(*instances: io.BytesIO) -> RefusalCode:
 
 
 def test_the_standard_formula() -> None:
-    """Stored 100 with sensitivity 2.5, correction 1.02 and baseline 40 uV is 295 uV, not 357 (baseline scaled) or 147.1 (divided)."""
+    """Stored 100, sensitivity 2.5, correction 1.02, baseline 40 uV is 295 uV, not 357 (baseline scaled) or 147.1 (divided)."""
     channels = [channel(lead, correction="1.02", baseline="40") for lead in LEAD_NAMES]
     record = decode_ecg([instance([group(np.full((SAMPLES, 12), 100, "<i2"), channels)])])
     assert record.signal_mv == pytest.approx(0.295)
@@ -172,7 +182,9 @@ def test_thirty_two_bit_samples() -> None:
 
 def four_groups_of_three() -> list[Dataset]:
     """The old print-out layout: 4 x 3 leads x 2.5 s."""
-    return [group(ramp(3)[:1250], [channel(lead) for lead in LEAD_NAMES[start : start + 3]]) for start in range(0, 12, 3)]
+    return [
+        group(ramp(3)[:1250], [channel(lead) for lead in LEAD_NAMES[start : start + 3]]) for start in range(0, 12, 3)
+    ]
 
 
 REFUSALS: dict[str, tuple[Callable[[], io.BytesIO], RefusalCode]] = {
@@ -195,6 +207,14 @@ REFUSALS: dict[str, tuple[Callable[[], io.BytesIO], RefusalCode]] = {
     "no sensitivity": (
         lambda: instance([group(ramp(12), [channel(lead, sensitivity="") for lead in LEAD_NAMES])]),
         RefusalCode.UNIT_UNKNOWN,
+    ),
+    "an absurd sensitivity": (
+        lambda: instance([group(ramp(12), [channel(lead, sensitivity="1E300") for lead in LEAD_NAMES])]),
+        RefusalCode.UNDECODABLE,
+    ),
+    "big endian": (
+        lambda: instance([group(ramp(12), [channel(lead) for lead in LEAD_NAMES])], syntax=ExplicitVRBigEndian),
+        RefusalCode.UNSUPPORTED_TRANSFER_SYNTAX,
     ),
     "too few bytes": (lambda: instance([_short()]), RefusalCode.PIXEL_DATA_INCONSISTENT),
     "mu-law": (lambda: instance([_companded()]), RefusalCode.UNDECODABLE),

@@ -77,7 +77,7 @@ class World:
         return Lane(
             name=self.modality.value,
             topic=self.claim().topic,
-            subscription=self.log.subscribe([self.claim().topic], group="purkinje"),
+            subscription=self.log.subscribe([self.claim().topic], group=f"purkinje.{self.modality.value}"),
             settler=self.settler(),
             stopping=self.stopping,
             checkpoint=self.checkpoint,
@@ -105,7 +105,7 @@ class World:
 
     def lag(self) -> int:
         """Announcements that are not committed."""
-        return self.log.lag([self.claim().topic], group="purkinje")[self.claim().topic]
+        return self.log.lag([self.claim().topic], group=f"purkinje.{self.modality.value}")[self.claim().topic]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 
 from engines.errors import SelfTestFailed
 from engines.records import Modality
+from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, READY_TOPICS, RESULT_TOPIC
 from stream_processors import processors
 from stream_processors.disposition import Rule
 from stream_processors.processors import Connections, checkpoint_of, run
@@ -150,6 +151,20 @@ def test_a_log_that_is_away_at_start_is_waited_for(
     assert run(settings) == 0
     assert world.log.faults["subscribe"] == 0
     assert len(world.outcomes()) == 1
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_missing_topics_are_made_before_anything_is_read(
+    settings: Settings, worlds: dict[Modality, World], create: bool
+) -> None:
+    """Every topic that is read or written is asked for with the site's numbers, unless the site makes them itself."""
+    log = worlds[Modality.ECG].log
+    topics = settings.log.topics.model_copy(update={"create": create, "partitions": 3, "replication": 2})
+    changed = settings.model_copy(update={"log": settings.log.model_copy(update={"topics": topics})})
+    _when(lambda: bool(_status(settings).get("ready")), _terminate)
+    assert run(changed) == 0
+    names = (*READY_TOPICS, RESULT_TOPIC, DEAD_LETTER_TOPIC)
+    assert log.made == (dict.fromkeys(names, (3, 2)) if create else {})
 
 
 def test_waiting_for_the_log_can_be_ended(settings: Settings, worlds: dict[Modality, World]) -> None:

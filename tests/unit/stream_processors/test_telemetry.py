@@ -54,6 +54,15 @@ def test_a_message_of_another_library_is_withheld(lines: io.StringIO) -> None:
     assert CANARY not in lines.getvalue()
 
 
+def test_a_library_that_repeats_itself_is_heard_once(lines: io.StringIO) -> None:
+    """A client that complains thirty times a second does not fill the disk; our own lines are never dropped."""
+    for _ in range(5):
+        logging.getLogger("kafka.cluster").error("no brokers")
+        logging.getLogger("orthanc_plugin.wire").error("ours")
+    assert [line["event"] for line in _parsed(lines)].count("no brokers") == 1
+    assert [line["event"] for line in _parsed(lines)].count("ours") == 5
+
+
 def test_chatter_of_other_libraries_is_left_out(lines: io.StringIO) -> None:
     """Below a warning, other libraries are not heard at all."""
     logging.getLogger("httpx").info("HTTP Request: GET http://pacs")

@@ -84,11 +84,14 @@ def test_a_non_finite_loss_is_fatal_before_the_step(
 
 
 def test_a_folder_with_another_run_is_refused(tiny_config: RunConfig, tiny_arrays: HeartArrays, tmp_path: Path) -> None:
-    """A checkpoint made with another seed is not continued."""
+    """A checkpoint made with another seed, or on other data, is not continued."""
     loop.train(tiny_config, tiny_arrays, _split(tiny_config), tmp_path)
     other = dataclasses.replace(tiny_config, seed=99)
-    with pytest.raises(loop.ForeignRunError, match="another"):
+    with pytest.raises(loop.ForeignRunError, match="another config or other data"):
         loop.train(other, tiny_arrays, _split(other), tmp_path)
+    other_data = dataclasses.replace(tiny_arrays, sha256="1" * 64)
+    with pytest.raises(loop.ForeignRunError, match="another config or other data"):
+        loop.train(tiny_config, other_data, _split(tiny_config), tmp_path)
 
 
 def test_a_refused_heart_is_never_seen(tiny_config: RunConfig, tiny_arrays: HeartArrays, tmp_path: Path) -> None:
