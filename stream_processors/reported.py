@@ -7,7 +7,7 @@ one did; so it is read from the report in both cases. A tree that does not have 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from io import BytesIO
@@ -132,19 +132,19 @@ def _content(report: Dataset) -> ReportContent:
         engine=_engine(read.model),
         reason_code=read.reason_code,
         reason=read.reason,
-        estimates=tuple(_estimate(number, report) for number in read.measurements),
+        estimates=tuple(_estimate(number) for number in read.measurements),
         probabilities=tuple(_probability(number, read.model) for number in read.probabilities),
         out_of_distribution_score=None if score is None else float(score),
     )
 
 
-def _estimate(number: ReportedNumber, report: Dataset) -> Estimate:
+def _estimate(number: ReportedNumber) -> Estimate:
     return Estimate(
         quantity=number.quantity,
         value=number.value,
         unit=number.unit,
         interval=_interval(number, scale=1.0),
-        between_clip_sd=_between_clip_sd(report),
+        between_clip_sd=number.between_clip_sd,
     )
 
 
@@ -166,23 +166,6 @@ def _interval(number: ReportedNumber, *, scale: float) -> Interval:
 
 def _scaled(value: float, scale: float) -> float:
     return round(value * scale, 6) + 0.0
-
-
-def _between_clip_sd(report: Dataset) -> float | None:
-    """The only standard deviation a report of ours holds: that of the averaged clips of an echo study."""
-    found = (item for item in _descendants(report) if _concept(item) == codes.STANDARD_DEVIATION.value)
-    return next((float(item.MeasuredValueSequence[0].NumericValue) for item in found), None)
-
-
-def _descendants(parent: Dataset) -> Iterator[Dataset]:
-    for item in parent.get("ContentSequence", ()):
-        yield item
-        yield from _descendants(item)
-
-
-def _concept(item: Dataset) -> str:
-    named = item.get("ConceptNameCodeSequence")
-    return str(named[0].CodeValue) if named else ""
 
 
 def _engine(parameters: Mapping[str, str]) -> ModelIdentity:

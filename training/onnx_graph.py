@@ -5,6 +5,7 @@ Called by ``training.export``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,6 +47,7 @@ def export_graph(network: nn.Module, input_spec: TensorSpec, output_names: Seque
         input_spec: of the one input.
         output_names: the outputs that are released, in order.
     """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of every optional package that is not installed
     view = NamedOutputs(network, output_names).eval()
     # Two, because the exporter takes a batch of one for a constant.
     example = torch.zeros((2, *input_spec.shape[1:]), dtype=getattr(torch, input_spec.dtype))

@@ -143,9 +143,7 @@ def _unit_range(crop: NDArray[np.float64], spec: CmrSpec) -> NDArray[np.float64]
 
 def _region(canonical: CanonicalStack, centre: tuple[float, float], spec: CmrSpec) -> tuple[int, int, int, int]:
     limits = []
-    for position, spacing_mm, length in zip(
-        centre, canonical.spacing_mm, canonical.images_SPHW.shape[2:], strict=True
-    ):
+    for position, spacing_mm, length in zip(centre, canonical.spacing_mm, canonical.images_SPHW.shape[2:], strict=True):
         half = spec.size_px * spec.pixel_spacing_mm / spacing_mm / 2.0
         limits.append((max(0, round(position - half)), min(length, round(position + half))))
     (top, bottom), (left, right) = limits

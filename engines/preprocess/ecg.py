@@ -39,9 +39,7 @@ def prepare_ecg(record: EcgRecord, spec: EcgSpec) -> Prepared:
     missing = spec.window_samples - fitted.shape[1]
     ecg = np.pad(fitted, ((0, 0), (0, missing))) / spec.scale_mv
     notes = (*record.warnings, *_notes(record, start / record.sampling_rate_hz, missing, spec))
-    return Prepared(
-        arrays={"ecg": ecg[None].astype(np.float32)}, sources=(record.source,), region_px=None, notes=notes
-    )
+    return Prepared(arrays={"ecg": ecg[None].astype(np.float32)}, sources=(record.source,), region_px=None, notes=notes)
 
 
 def check_quality(window_mv: Signal, sampling_rate_hz: float, spec: EcgSpec) -> None:

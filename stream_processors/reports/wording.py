@@ -74,6 +74,6 @@ def _probability(probability: ClassProbability) -> str:
     decision = codes.presence_of(probability.decision).meaning.lower()
     return (
         f"{label}: probability {reported(100 * probability.probability)} % "
-        f"({probability.interval.coverage_percent:g} % interval {low} to {high} %), {decision} "
+        f"(Venn-Abers interval {low} to {high} %), {decision} "
         f"(threshold {reported(100 * probability.threshold_probability)} %)."
     )

@@ -328,7 +328,7 @@ class LogSuite:
         members = [subscribe(), subscribe()]
         self._settle(log, topic, members)
         for number in range(40):
-            log.append(topic, key=f"study {number % 4}", headers={}, value=b"%d" % number)
+            log.append(topic, key=f"study {number // 2 % 4}", headers={}, value=b"%d" % number)
         done: list[tuple[str, int]] = []
         lock = threading.Lock()
 
@@ -336,7 +336,7 @@ class LogSuite:
             while len(done) < 40 and time.monotonic() < deadline:
                 record = member.poll(timeout_s=0.1)
                 if record is not None:
-                    time.sleep(0.04 if int(record.value) // 4 % 2 == 0 else 0)  # the next of a key would be quicker
+                    time.sleep(0.04 if int(record.value) % 2 == 0 else 0)  # the next of a key would be quicker
                     with lock:
                         done.append((record.key, int(record.value)))
                     member.commit(record)

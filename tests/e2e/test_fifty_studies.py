@@ -25,7 +25,7 @@ from stream_processors.pacs.send import send_files
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("orthanc_installed")]
 
-KILLS = 6
+KILLS = 5
 
 
 def send_all(stack: LocalStack, arrivals: list[Arrival], rng: random.Random) -> None:
@@ -61,7 +61,9 @@ def killer(stack: LocalStack, rng: random.Random) -> Iterator[list[float]]:
     moments: list[float] = []
 
     def work() -> None:
-        while len(moments) < KILLS and not ended.wait(rng.uniform(2.0, 9.0)):
+        while len(moments) < KILLS and not ended.is_set():
+            stack.wait_ready()
+            ended.wait(rng.uniform(0.2, 4.0))
             stack.kill_processors()
             moments.append(time.monotonic())
             stack.start_processors()

@@ -341,8 +341,11 @@ def test_a_garbled_answer_is_a_refusal(body: bytes, studies: dict[Modality, list
     with theirs, subprocess.Popen(["sleep", "60"]) as idle:
         garbled._connection, garbled._process = ours, idle
         theirs.sendall(len(body).to_bytes(8, "big") + body)
-        assert over_limit(read(garbled, Modality.ECG, studies[Modality.ECG]))
-    assert garbled._process is None
+        try:
+            assert over_limit(read(garbled, Modality.ECG, studies[Modality.ECG]))
+            assert garbled._process is None
+        finally:
+            garbled.close()
 
 
 def test_a_child_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

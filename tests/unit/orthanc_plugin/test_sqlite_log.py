@@ -101,6 +101,17 @@ def test_a_dead_process_is_noticed_at_once(path: str, log: SqliteLog) -> None:
     member.close()
 
 
+def test_a_member_that_leaves_frees_its_records_at_once(log: SqliteLog) -> None:
+    """What a closed member had out is handed to the next one without waiting for a lease."""
+    fill(log, 1)
+    leaver = log.subscribe([TOPIC], group="g")
+    assert leaver.poll(timeout_s=1) is not None
+    leaver.close()
+    member = log.subscribe([TOPIC], group="g")
+    assert member.poll(timeout_s=0) is not None
+    member.close()
+
+
 def test_a_busy_file_is_unavailable(path: str) -> None:
     """When another process holds the file for too long, an append says so in time, and works afterwards."""
     log = SqliteLog(path, busy_timeout_s=0.2)

@@ -14,7 +14,8 @@ def test_an_answer_taken_by_the_loop_goes_back_and_a_request_is_served() -> None
     """A response lands in the message queue again; a request reaches the service."""
     served = []
     opened = SimpleNamespace(
-        dimse=SimpleNamespace(msg_queue=queue.Queue()), _serve_request=lambda message, context: served.append((message, context))
+        dimse=SimpleNamespace(msg_queue=queue.Queue()),
+        _serve_request=lambda message, context: served.append((message, context)),
     )
     return_taken_answers(opened)
     answer, request = C_ECHO(), C_ECHO()

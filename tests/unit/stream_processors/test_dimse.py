@@ -125,7 +125,10 @@ def test_an_archive_that_takes_no_reports_refuses_them() -> None:
     """A class that is not accepted is a refusal, not a reason to try for ever."""
     other = Archive(("1.2.840.10008.5.1.4.1.1.7", None))
     try:
-        with pytest.raises(PacsRefused, match="accepts none"), association(other.peer(), contexts_for([COMPREHENSIVE_SR])):
+        with (
+            pytest.raises(PacsRefused, match="accepts none"),
+            association(other.peer(), contexts_for([COMPREHENSIVE_SR])),
+        ):
             pass
     finally:
         other.close()
