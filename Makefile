@@ -7,6 +7,7 @@ PYTHON ?= python3
 SERVE := .venv
 TEST := .venv-test
 PURKINJE := $(SERVE)/bin/purkinje
+CORES ?= $(shell nproc)
 export OMP_NUM_THREADS ?= 1
 
 INPUT ?=
@@ -33,10 +34,11 @@ verify: serve-environment system-demo ## New phantom studies through the whole w
 
 test: test-environment system-test deploy/viewer/node_modules/.installed ## Everything: unit, contract, integration, e2e, fuzz
 	@$(TEST)/bin/ruff check . && $(TEST)/bin/ruff format --check . && $(TEST)/bin/mypy && $(TEST)/bin/lint-imports
-	@$(TEST)/bin/python -m pytest -m "not gpu and not benchmark" $(PYTEST)
+	@$(TEST)/bin/python -m pytest tests/unit tests/contract tests/fuzz -n $(CORES) $(PYTEST)
+	@$(TEST)/bin/python -m pytest tests/integration tests/e2e $(PYTEST)
 
 test-fast: test-environment ## Unit and contract tests, under a minute
-	@$(TEST)/bin/python -m pytest tests/unit tests/contract -m "not integration" $(PYTEST)
+	@$(TEST)/bin/python -m pytest tests/unit tests/contract -n $(CORES) $(PYTEST)
 
 lint: test-environment ## Formatting, types, import directions
 	@$(TEST)/bin/ruff check . && $(TEST)/bin/ruff format --check . && $(TEST)/bin/mypy && $(TEST)/bin/lint-imports

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,14 +32,10 @@ from kafka.structs import OffsetAndMetadata
 
 from orthanc_plugin.wire.group_member import GroupMember, RebalancePending
 from orthanc_plugin.wire.hand_off import HandOff, Partition
+from orthanc_plugin.wire.kafka_connection import address, checked_security, names, reach
 from orthanc_plugin.wire.log import MAX_RECORD_BYTES, LogRecord, LogUnavailable, check_record
 
 OPTIONS = ("timeout_s", "session_timeout_s", "security", "client_id")
-SECURITY_KEYS = (
-    "security_protocol", "sasl_mechanism", "sasl_plain_username", "sasl_plain_password", "sasl_kerberos_service_name",
-    "sasl_kerberos_domain_name", "ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_crlfile",
-    "ssl_ciphers", "ssl_check_hostname",
-)  # fmt: skip
 _REACH_S = 2.0
 _PARTITION_FETCH_BYTES = 128 * 1024  # bounds what waits for the worker; a larger single record still comes
 _ALL_FETCHED = 1_000_000
@@ -55,15 +50,6 @@ for _name in ("kafka.net.connection", "kafka.protocol.parser"):
     logging.getLogger(_name).addFilter(lambda line: line.levelno > logging.DEBUG)
 
 
-class _Secret(str):
-    """A password that does not show when a mapping with it is written to a log (kafka-python does so)."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-
 class KafkaLog:
     """The log on a Kafka cluster.
 
@@ -71,7 +57,7 @@ class KafkaLog:
         bootstrap: ``host:port`` of some brokers.
         timeout_s: limit of every call; after it the answer is ``LogUnavailable``.
         session_timeout_s: a member silent for this long loses its partitions (brokers allow 6 s or more).
-        security: kafka-python's own names, see ``SECURITY_KEYS``, for TLS and SASL.
+        security: kafka-python's own names, see ``kafka_connection.SECURITY_KEYS``, for TLS and SASL.
         client_id: name in the brokers' logs.
 
     Raises:
@@ -88,7 +74,7 @@ class KafkaLog:
         security: Mapping[str, Any] | None = None,
         client_id: str = "purkinje",
     ) -> None:
-        self._addresses = [_address(each) for each in bootstrap]
+        self._addresses = [address(each) for each in bootstrap]
         self._timeout_s = timeout_s
         self._session_timeout_s = session_timeout_s
         self._common = {
@@ -98,7 +84,7 @@ class KafkaLog:
             "request_timeout_ms": max(1000, int(timeout_s * 400)),
             "reconnect_backoff_max_ms": 1000,  # a broker that is back is used within a second
             "metadata_max_age_ms": 10_000,
-            **_checked_security(security or {}),
+            **checked_security(security or {}),
         }
         self._lock = threading.Lock()
         self._producer: Any = None
@@ -241,7 +227,7 @@ class KafkaLog:
 
     def _client(self, kind: Any, **settings: Any) -> Any:
         """Make a client; one that cannot connect leaves no thread behind (its own constructor would)."""
-        self._reach()
+        reach(self._addresses, min(_REACH_S, self._timeout_s))
         made: list[Any] = []
 
         def remember(**inner: Any) -> Any:
@@ -253,21 +239,8 @@ class KafkaLog:
         except (KafkaError, OSError) as error:
             for client in made:
                 client.close()
-            msg = f"Kafka at {_names(self._addresses)} does not accept us: {error}: check security settings and brokers"
+            msg = f"Kafka at {names(self._addresses)} does not accept us: {error}: check security settings and brokers"
             raise LogUnavailable(msg) from error
-
-    def _reach(self) -> None:
-        """Fail fast and clearly when no broker listens."""
-        reasons = []
-        for address in self._addresses:
-            try:
-                socket.create_connection(address, timeout=min(_REACH_S, self._timeout_s)).close()
-            except OSError as error:
-                reasons.append(str(error))
-            else:
-                return
-        msg = f"no Kafka broker of {_names(self._addresses)} listens: {'; '.join(reasons)}"
-        raise LogUnavailable(msg)
 
 
 class _Rebalanced(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python has no types
@@ -432,23 +405,3 @@ def _record(message: Any) -> LogRecord:
     key = (message.key or b"").decode(errors="replace")
     value = message.value or b""
     return LogRecord(message.topic, message.partition, message.offset, key, headers, value, message.timestamp)
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.strip().rpartition(":")
-    if not host or not port.isdecimal():
-        msg = f"Kafka address is {text!r}; expected host:port"
-        raise ValueError(msg)
-    return host.strip("[]"), int(port)
-
-
-def _names(addresses: Sequence[tuple[str, int]]) -> str:
-    return ", ".join(f"{host}:{port}" for host, port in addresses)
-
-
-def _checked_security(given: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(given) - set(SECURITY_KEYS))
-    if unknown:
-        msg = f"unknown Kafka security settings {', '.join(unknown)}; known: {', '.join(SECURITY_KEYS)}"  # names only
-        raise ValueError(msg)
-    return {key: _Secret(value) if key.endswith("password") and value else value for key, value in given.items()}

@@ -63,10 +63,12 @@ def _through(stack: LocalStack, arrivals: Sequence[Arrival], options: DemoOption
     studies = [arrival.study_instance_uid for arrival in arrivals]
     entries = summarise(wait_for_outcomes(stack, studies, console), studies)
     reports = fetch_reports(stack, entries)
+    if options.out is not None:
+        _leave(options.out, entries, reports)
     console.print(table_of(entries))
     _show_one(reports, console)
     if options.out is not None:
-        _leave(options.out, entries, reports, console)
+        console.print(f"\n{options.out / 'summary.json'} and {len(reports)} files in {options.out / 'reports'}")
     if options.keep:
         _keep_up(stack, options, console)
     return 0
@@ -140,13 +142,11 @@ def _show_one(reports: dict[str, bytes], console: Console) -> None:
         console.print(render_tree(next(iter(reports.values()))), highlight=False, markup=False)
 
 
-def _leave(out: Path, entries: Sequence[dict[str, Any]], reports: dict[str, bytes], console: Console) -> None:
-    summary = write_summary(out, entries)
-    folder = out / "reports"
-    folder.mkdir(exist_ok=True)
+def _leave(out: Path, entries: Sequence[dict[str, Any]], reports: dict[str, bytes]) -> None:
+    write_summary(out, entries)
+    (out / "reports").mkdir(exist_ok=True)
     for uid, content in reports.items():
-        (folder / f"{uid}.dcm").write_bytes(content)
-    console.print(f"\n{summary} and {len(reports)} files in {folder}")
+        (out / "reports" / f"{uid}.dcm").write_bytes(content)
 
 
 def _keep_up(stack: LocalStack, options: DemoOptions, console: Console) -> None:

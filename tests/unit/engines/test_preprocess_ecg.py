@@ -171,6 +171,16 @@ def test_each_fault_is_found(name: str) -> None:
     assert codes == [expected] * len(FEW)
 
 
+@pytest.mark.parametrize("inject", [swapped, misscaled])
+@pytest.mark.parametrize("lead", range(3))
+def test_a_wrong_lead_is_found_where_all_of_the_beat_shows_it(
+    inject: Callable[[EcgRecord, int], EcgRecord], lead: int
+) -> None:
+    """In a signal that is never at rest a wrong limb lead breaks Einthoven's law; the right ones keep it."""
+    assert refusal_of(inject(synthetic(500), lead)).code is RefusalCode.LEADS_INCONSISTENT
+    assert prepared(synthetic(500)).any()
+
+
 @pytest.mark.parametrize("lead", range(12))
 def test_the_refusal_names_the_lead(lead: int) -> None:
     """The message says which electrode to look at."""
@@ -248,8 +258,8 @@ def test_the_first_reason_is_given() -> None:
     """Where no window is clean the refusal is that of the first window."""
     record = synthetic(500, seconds=22)
     signal = record.signal_mv.copy()
-    signal[3, ::400] = np.nan
-    signal[5, 6000] += 30
+    signal[3, :400] = np.nan
+    signal[5, [5250, 10_000]] += 30  # one of them lies in every later window
     assert refusal_of(with_signal(record, signal)).code is RefusalCode.LEAD_OFF
 
 

@@ -200,6 +200,15 @@ def test_only_a_thin_trace_has_no_sector() -> None:
     assert refusal_of(flickering(40, frames=ArrayFrames(frames_THW=pixels))) is RefusalCode.SECTOR_NOT_FOUND
 
 
+def test_a_line_that_touches_the_tissue_does_not_widen_it() -> None:
+    """A thin moving line, such as a caliper or a trace, from the tissue to the edge of the frame is cut off."""
+    loop = flickering(40)
+    pixels = loop.frames.frames_THW.copy()  # type: ignore[attr-defined]
+    pixels[::2, :20, 46:50] = 250
+    lined = replace(loop, frames=ArrayFrames(frames_THW=pixels))
+    assert find_sector(lined, SPEC).mask_HW[:14].sum() == 0
+
+
 @dataclass
 class Counted:
     """Frames of which it is known how many were given and how many were held at once; coloured or forbidden if wished."""
@@ -272,15 +281,13 @@ def test_a_square_in_millimetres() -> None:
 
 
 def test_the_region_bounds_the_search() -> None:
-    """Movement outside the stated region is not looked at."""
+    """Movement outside the stated region is not looked at, however large it is."""
+    beside = np.zeros((40, SIDE, 120), np.uint8)
+    beside[::2, 4:-4, 8:-8] = 200
     loop = flickering(40)
-    pixels = loop.frames.frames_THW.copy()  # type: ignore[attr-defined]
-    pixels[::2, :, :10] = 200
-    prepared = prepare_echo(replace(loop, frames=ArrayFrames(frames_THW=pixels), region_px=(12, 10, 90, 90)), SPEC)
-    x0, y0, x1, y1 = prepared.region_px or (0, 0, 0, 0)
-    assert 14 <= x0 < 24
-    assert 72 < x1 <= 82
-    assert (y0, y1) == pytest.approx((18, 79), abs=4)
+    wide = np.concatenate([loop.frames.frames_THW, beside], axis=2)  # type: ignore[attr-defined]
+    prepared = prepare_echo(replace(loop, frames=ArrayFrames(frames_THW=wide), region_px=(4, 4, 92, 92)), SPEC)
+    assert prepared.region_px == pytest.approx((17, 17, 79, 79), abs=3)
 
 
 def test_the_frames_used_are_named() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from orthanc_plugin.wire.group_member import GroupMember, RebalancePending
 from orthanc_plugin.wire.hand_off import HandOff, Partition
-from orthanc_plugin.wire.kafka_log import KafkaLog, _checked_security
+from orthanc_plugin.wire.kafka_connection import checked_security
+from orthanc_plugin.wire.kafka_log import KafkaLog
 from orthanc_plugin.wire.log import LogRecord, LogUnavailable
 
 P0, P1 = ("t", 0), ("t", 1)
@@ -290,8 +291,8 @@ def test_a_bad_address_is_named(address: str) -> None:
 def test_security_settings_are_known_and_masked() -> None:
     """An unknown setting is refused without its value; a password does not show in a representation."""
     with pytest.raises(ValueError, match="sasl_pasword") as caught:
-        _checked_security({"sasl_pasword": "hunter2"})
+        checked_security({"sasl_pasword": "hunter2"})
     assert "hunter2" not in str(caught.value)
-    checked = _checked_security({"sasl_plain_password": "hunter2", "ssl_password": "hunter2", "ssl_cafile": "/ca.pem"})
+    checked = checked_security({"sasl_plain_password": "hunter2", "ssl_password": "hunter2", "ssl_cafile": "/ca.pem"})
     assert "hunter2" not in repr(checked)
     assert checked["sasl_plain_password"] == "hunter2"
