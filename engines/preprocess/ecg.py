@@ -20,6 +20,7 @@ from engines.preprocess.spec import EcgSpec
 from engines.records import LEAD_NAMES, EcgRecord
 
 Signal = NDArray[np.float64]
+CONSISTENCY_PERCENTILE = 98.0
 
 
 def prepare_ecg(record: EcgRecord, spec: EcgSpec) -> Prepared:
@@ -149,12 +150,12 @@ def _plateau_samples(at_extreme: NDArray[np.bool_], run: int) -> int:
 
 
 def _check_consistency(window_mv: Signal, spec: EcgSpec) -> None:
-    centred = window_mv - np.median(window_mv, axis=1, keepdims=True)
+    # The mean is linear, so offsets of single leads go and exact leads stay exact. A fault shows in the QRS complexes,
+    # which fill a tenth of the time: a high percentile sees it, a median would not.
+    centred = window_mv - window_mv.mean(axis=1, keepdims=True)
     lead = dict(zip(LEAD_NAMES, centred, strict=True))
-    departures = {
-        "I + III - II": float(np.median(np.abs(lead["I"] + lead["III"] - lead["II"]))),
-        "aVR + aVL + aVF": float(np.median(np.abs(lead["aVR"] + lead["aVL"] + lead["aVF"]))),
-    }
+    sums = {"I + III - II": lead["I"] + lead["III"] - lead["II"], "aVR + aVL + aVF": lead["aVR"] + lead["aVL"] + lead["aVF"]}
+    departures = {name: float(np.percentile(np.abs(each), CONSISTENCY_PERCENTILE)) for name, each in sums.items()}
     worst = max(departures, key=departures.__getitem__)
     if departures[worst] > spec.consistency_max_mv:
         raise InputRefused(

@@ -110,7 +110,7 @@ class EcgSpec(_Spec):
         amplitude_max_mv: largest accepted departure from the median of a lead.
         saturated_fraction_max: largest accepted part of samples on a clipped plateau.
         saturated_run_ms: shortest stay at a lead's extreme value that counts as a plateau.
-        consistency_max_mv: largest accepted median of ``|I + III - II|`` and ``|aVR + aVL + aVF|``.
+        consistency_max_mv: largest accepted 98th percentile of ``|I + III - II|`` and ``|aVR + aVL + aVF|``.
     """
 
     kind: Literal["ecg"]

@@ -27,6 +27,7 @@ NEIGHBOURHOOD_MM = 9.0
 """How far the axis of the ventricle may wander from slice to slice."""
 
 MOTION_BLUR_MM = 12.0
+RELATIVE_MOTION_MIN = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,8 @@ def _beating_region(cine: CoarseCine, spec: CmrSpec) -> NDArray[np.bool_]:
     wave = np.exp(-2j * np.pi * np.arange(phases) / phases).astype(np.complex64)
     harmonic_SHW = np.abs(np.einsum("sphw,p->shw", cine.images_SPHW, wave)) / phases
     motion = ndimage.gaussian_filter(harmonic_SHW.mean(axis=0), MOTION_BLUR_MM / cine.spacing_mm)
-    contrast = float(motion.max() / max(float(np.median(motion)), np.finfo(np.float32).tiny))
+    floor = RELATIVE_MOTION_MIN * float(np.ptp(cine.images_SPHW))  # below it rounding errors pass for motion
+    contrast = float(motion.max() / max(float(np.median(motion)), floor, np.finfo(np.float32).tiny))
     if contrast < spec.motion_contrast_min:
         raise InputRefused(
             RefusalCode.HEART_NOT_FOUND,

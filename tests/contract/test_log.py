@@ -391,7 +391,9 @@ class LogSuite:
         process.stdin.flush()
         assert process.stdout.readline() == "False\n"
         assert log.lag([topic], group=group) == {topic: 1}
-        assert member.commit(record)
+        process.kill()
+        if not member.commit(record):  # the one that woke up may have been given the partition back before it ended
+            assert values(take(member, 1)) == ["a"]
         assert log.lag([topic], group=group) == {topic: 0}
 
     def test_survives_reopening(self, url: str, log: Log, topic: str, group: str, subscribe: Subscribe) -> None:

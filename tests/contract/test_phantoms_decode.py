@@ -105,12 +105,7 @@ def test_one_study_has_one_study_uid(studies: dict[str, list[bytes]]) -> None:
         assert len({header.SOPInstanceUID for header in headers}) == len(study)
 
 
-NO_LATERALITY = pytest.mark.xfail(strict=True, reason="the ultrasound file lacks Laterality (0020,0060), type 2C")
-
-
-@pytest.mark.parametrize(
-    "method", [pytest.param(method, marks=[NO_LATERALITY] if method == "echo" else []) for method in METHODS]
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_files_are_valid_dicom(method: str, studies: dict[str, list[bytes]], tmp_path: Path) -> None:
     """The validator dciodvfy finds no error in a study of each method."""
     program = shutil.which("dciodvfy")

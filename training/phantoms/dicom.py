@@ -119,7 +119,7 @@ def write_echo(study: Study, scan: echo.UltrasoundScan, frames_THW: NDArray[np.u
     dataset = _general(study, echo.US_MULTIFRAME, study.uid("us"), "US", syntax=JPEGBaseline8Bit)
     dataset.SeriesInstanceUID, dataset.SeriesNumber, dataset.InstanceNumber = study.uid("series"), 1, 1
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "TTE", "0001"]
-    dataset.PatientOrientation = ""
+    dataset.Laterality = dataset.PatientOrientation = ""
     dataset.NumberOfFrames = len(frames_THW)
     dataset.HeartRate = round(study.subject.heart_rate_bpm)
     _time_base(dataset, scan, len(frames_THW))

@@ -74,7 +74,6 @@ def test_clean_phantoms_pass() -> None:
     assert set(refused) <= {RefusalCode.LEADS_INCONSISTENT}
 
 
-@pytest.mark.xfail(strict=True, reason="leads are centred on their own medians before they are added")
 def test_exact_leads_are_consistent() -> None:
     """A record whose leads obey Einthoven and Goldberger to the bit is never called inconsistent."""
     for seed in (5, 45, 58):
@@ -158,12 +157,7 @@ INJECTED: dict[str, tuple[Callable[[EcgRecord, int], EcgRecord], RefusalCode]] =
 }
 
 
-WEAK = pytest.mark.xfail(strict=True, reason="the median over time does not see what departs in the QRS complexes only")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[WEAK] if name.startswith("wrongly") else []) for name in INJECTED]
-)
+@pytest.mark.parametrize("name", INJECTED)
 def test_each_fault_is_found(name: str) -> None:
     """A fault put into twelve clean phantoms, each in another lead, is found every time, under its code."""
     inject, expected = INJECTED[name]
