@@ -42,8 +42,9 @@ PARSER_ERRORS = (
 """What pydicom and its decoders raise on files that are not what they say."""
 
 WAVEFORM_SEQUENCE = Tag(0x5400, 0x0100)
-_TRANSFER_SYNTAX = b"\x02\x00\x10\x00UI"
 _META_BYTES = 8192
+_PREAMBLE_BYTES = 132
+_LONG_VRS = {b"OB", b"OW", b"UN", b"UT", b"SQ"}
 _UID = re.compile(r"[0-9][0-9.]{0,63}")  # PS3.5 9.1 without its finer rules: carts write empty components
 _REQUIRED_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
@@ -181,11 +182,25 @@ def _written(extract: Dataset) -> bytes | None:
 def _refuse_deflated(instance: BinaryIO) -> None:
     """The transfer syntax stands in the file meta, which is never deflated (PS3.10 7.1)."""
     instance.seek(0)
-    head = instance.read(_META_BYTES)
-    _, found, rest = head.partition(_TRANSFER_SYNTAX)
-    length = int.from_bytes(rest[:2], "little") if found else 0
-    if rest[2 : 2 + length].rstrip(b"\0 ") == DeflatedExplicitVRLittleEndian.encode():
+    if _transfer_syntax(instance.read(_META_BYTES)) == DeflatedExplicitVRLittleEndian:
         raise InputRefused(
             RefusalCode.UNSUPPORTED_TRANSFER_SYNTAX,
             "the instance is deflated (1.2.840.10008.1.2.1.99), which is not inflated here; send it uncompressed",
         )
+
+
+def _transfer_syntax(head: bytes) -> str | None:
+    """Value of (0002,0010), found element by element: a preamble or another value may hold the same bytes."""
+    position = _PREAMBLE_BYTES
+    while position + 12 <= len(head):
+        group, element, vr, length = struct.unpack_from("<HH2sH", head, position)
+        position += 8
+        if vr in _LONG_VRS:  # two reserved bytes, then a length of four (PS3.5 7.1.2)
+            (length,) = struct.unpack_from("<I", head, position)
+            position += 4
+        if group != 2:
+            return None
+        if element == 0x0010:
+            return head[position : position + length].rstrip(b"\0 ").decode("ascii", "replace")
+        position += length
+    return None

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
+from engines.decode import headers
 from engines.decode.sandbox import DecodeLimits, DecodeSandbox
 from engines.decode.spool import Spool
 from engines.decode.study import StudyReading, read_instances
@@ -105,11 +107,9 @@ def part_10(syntax: str, body: bytes, preamble: bytes = b"\0" * 128) -> bytes:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.3.1", "2.25.1"
     meta.TransferSyntaxUID = syntax
-    dataset = Dataset()
-    dataset.file_meta = meta
     buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return preamble + buffer.getvalue()[128:] + body
+    write_file_meta_info(buffer, meta)
+    return preamble + b"DICM" + buffer.getvalue() + body
 
 
 def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
@@ -163,9 +163,13 @@ def deflate_bomb(megabytes: int = 400) -> bytes:
 
 def disguised_bomb() -> bytes:
     """The bomb behind a preamble that pretends to be a file meta of another transfer syntax."""
+    return disguised(deflate_bomb())
+
+
+def disguised(content: bytes) -> bytes:
+    """The file with a preamble that reads like the transfer syntax of another file."""
     disguise = b"\x02\x00\x10\x00UI\x14\x00" + uid(ExplicitVRLittleEndian)
-    bomb = deflate_bomb()
-    return disguise.ljust(128, b"\0") + bomb[128:]
+    return disguise.ljust(128, b"\0") + content[128:]
 
 
 def nested(depth: int = 50_000) -> bytes:
@@ -224,11 +228,19 @@ def test_built_attacks(name: str, child: DecodeSandbox) -> None:
     assert psutil.Process().memory_info().rss - before < PARENT_GROWTH_BYTES
 
 
-def test_bombs_are_not_inflated(child: DecodeSandbox) -> None:
-    """A plain deflate bomb is refused for its transfer syntax, before a byte is inflated."""
-    reading = read(child, Modality.ECHO, deflate_bomb())
+@pytest.mark.parametrize("make", [deflate_bomb, disguised_bomb])
+def test_bombs_are_not_inflated(make: Callable[[], bytes], child: DecodeSandbox) -> None:
+    """A deflate bomb is refused for its transfer syntax, before a byte is inflated, whatever stands in its preamble."""
+    reading = read(child, Modality.ECHO, make())
     assert reading.refusal is not None
     assert reading.refusal.code is RefusalCode.UNSUPPORTED_TRANSFER_SYNTAX
+
+
+def test_a_broken_deflated_stream_only_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should a deflated file slip through, a broken stream is a refusal too, not a zlib error."""
+    monkeypatch.setattr(headers, "_refuse_deflated", lambda _: None)
+    for modality in Modality:
+        answered(modality, [part_10(DeflatedExplicitVRLittleEndian, b"\x07not deflated at all")])
 
 
 @pytest.fixture(scope="module")
