@@ -37,8 +37,8 @@ test: test-environment system-test deploy/viewer/node_modules/.installed ## Ever
 	@$(TEST)/bin/python -m pytest tests/unit tests/contract tests/fuzz -n $(CORES) $(PYTEST)
 	@$(TEST)/bin/python -m pytest tests/integration tests/e2e $(PYTEST)
 
-test-fast: test-environment ## Unit and contract tests, under a minute
-	@$(TEST)/bin/python -m pytest tests/unit tests/contract -n $(CORES) $(PYTEST)
+test-fast: test-environment ## Unit and contract tests without the slow ones, under a minute
+	@$(TEST)/bin/python -m pytest tests/unit tests/contract -m "not slow" -n $(CORES) $(PYTEST)
 
 lint: test-environment ## Formatting, types, import directions
 	@$(TEST)/bin/ruff check . && $(TEST)/bin/ruff format --check . && $(TEST)/bin/mypy && $(TEST)/bin/lint-imports

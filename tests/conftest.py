@@ -17,14 +17,30 @@ _MARKERS = {
     "fuzz": "fuzz",
     "benchmarks": "benchmark",
 }
+_SLOW = {
+    "contract/test_log.py",
+    "contract/test_phantoms_decode.py",
+    "contract/test_report_validators.py",
+    "unit/engines/test_decode_cmr.py",
+    "unit/engines/test_preprocess_cmr.py",
+    "unit/engines/test_preprocess_ecg.py",
+    "unit/engines/test_sandbox.py",
+    "unit/stream_processors/test_dimse.py",
+    "unit/stream_processors/test_reports_identity.py",
+    "unit/training/test_export.py",
+    "unit/training/test_loop.py",
+}
+"""Files whose tests start processes, wait or train: together half of the time; ``make test-fast`` leaves them out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test the marker of its folder, so that nobody forgets one."""
+    """Give every test the marker of its folder, so that nobody forgets one, and mark the slow files."""
     for item in items:
-        folder = Path(item.path).relative_to(ROOT / "tests").parts[0]
-        if folder in _MARKERS:
-            item.add_marker(_MARKERS[folder])
+        path = Path(item.path).relative_to(ROOT / "tests")
+        if path.parts[0] in _MARKERS:
+            item.add_marker(_MARKERS[path.parts[0]])
+        if path.as_posix() in _SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

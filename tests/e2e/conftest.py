@@ -38,9 +38,9 @@ def console() -> Console:
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Fifty studies of mixed modality with their truths: 20 ECG, 18 echo, 12 CMR."""
+    """Fifty studies of mixed modality with their truths: 24 ECG, 18 echo, 8 CMR."""
     folder: Path = tmp_path_factory.mktemp("phantoms")
-    counts = {"ecg": 20, "echo": 18, "cmr": 12}
+    counts = {"ecg": 24, "echo": 18, "cmr": 8}
     return [
         truth for method, count in counts.items() for truth in make_phantoms([method], seed=50, count=count, out=folder)
     ]
