@@ -52,7 +52,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def sample_data() -> Path:
     """Public sample files; a test that needs them skips where they are absent."""
-    folder = Path(os.environ.get("CARDIAC_SAMPLE_DATA", ROOT.parent / "shared" / "data"))
+    folder = Path(os.environ.get("CARDIAC_SAMPLE_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no sample data: neither CARDIAC_SAMPLE_DATA nor {folder.name} beside the repository")
     return folder
