@@ -154,7 +154,10 @@ def _check_consistency(window_mv: Signal, spec: EcgSpec) -> None:
     # which fill a tenth of the time: a high percentile sees it, a median would not.
     centred = window_mv - window_mv.mean(axis=1, keepdims=True)
     lead = dict(zip(LEAD_NAMES, centred, strict=True))
-    sums = {"I + III - II": lead["I"] + lead["III"] - lead["II"], "aVR + aVL + aVF": lead["aVR"] + lead["aVL"] + lead["aVF"]}
+    sums = {
+        "I + III - II": lead["I"] + lead["III"] - lead["II"],
+        "aVR + aVL + aVF": lead["aVR"] + lead["aVL"] + lead["aVF"],
+    }
     departures = {name: float(np.percentile(np.abs(each), CONSISTENCY_PERCENTILE)) for name, each in sums.items()}
     worst = max(departures, key=departures.__getitem__)
     if departures[worst] > spec.consistency_max_mv:
