@@ -19,13 +19,10 @@ from engines.predictors.base import Predictor
 from engines.preprocess.registry import Prepared
 from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
-from engines.runtime.onnx_runner import OnnxRunner
-from engines.runtime.openvino_runner import OpenVinoRunner
+from engines.runtime.open import RUNTIMES
 from engines.selftest import open_verified_runner
 from orthanc_plugin.wire.events import ready_topic
 from stream_processors.settings import DecodeSettings, EngineSettings
-
-_RUNNERS = {"openvino": OpenVinoRunner, "onnxruntime": OnnxRunner}
 
 
 class Sandbox(Protocol):
@@ -99,7 +96,7 @@ def open_engine(modality: Modality, settings: EngineSettings) -> Predictor:
     """
     path = released_bundle(modality) if settings.bundles is None else settings.bundles / modality.value
     bundle = load_bundle(path)
-    openers: dict[str, Any] = {name: partial(runner, threads=settings.threads) for name, runner in _RUNNERS.items()}
+    openers: dict[str, Any] = {name: partial(runner, threads=settings.threads) for name, runner in RUNTIMES.items()}
     runner, rejected = open_verified_runner(bundle, settings.runtimes, openers)
     return Predictor(bundle, runner, rejected)
 

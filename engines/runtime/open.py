@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from engines.bundle.reader import Bundle
 from engines.runtime.onnx_runner import OnnxRunner
@@ -11,5 +12,12 @@ from engines.runtime.runner import Runner
 
 Opener = Callable[[Bundle], Runner]
 
-RUNTIMES: Mapping[str, Opener] = {"openvino": OpenVinoRunner, "onnxruntime": OnnxRunner}
+
+class Runtime(Protocol):
+    """Opens a bundle; ``threads`` is what one run may use."""
+
+    def __call__(self, bundle: Bundle, threads: int = 1) -> Runner: ...
+
+
+RUNTIMES: Mapping[str, Runtime] = {"openvino": OpenVinoRunner, "onnxruntime": OnnxRunner}
 """In the order of preference: the faster one first."""
