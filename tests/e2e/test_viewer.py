@@ -203,7 +203,8 @@ def test_the_companion_is_readable(
     read = read_report(report)
     assert "Trained on phantoms, not for clinical use." in shown
     for number in (*read.measurements, *read.probabilities):
-        bounds = f"{number.coverage_percent:g} % interval {number.interval_low} to {number.interval_high} {number.unit}"
+        kind = f"{number.coverage_percent:g} %" if number in read.measurements else "Venn-Abers"
+        bounds = f"{kind} interval {number.interval_low} to {number.interval_high} {number.unit}"
         assert re.search(rf"{number.value} {re.escape(number.unit)} \({re.escape(bounds)}\)", shown)
 
 
