@@ -17,6 +17,6 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
 fi
 echo "Python environment $folder (extras: $extras) ..."
 [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
-"$folder/bin/python" -m pip install --quiet --upgrade pip
-"$folder/bin/python" -m pip install --quiet --editable ".[$extras]"
+"$folder/bin/python" -m pip install -qq --upgrade pip
+"$folder/bin/python" -m pip install -qq --editable ".[$extras]"
 touch "$folder/.installed"
