@@ -22,6 +22,9 @@ from stream_processors.local.results import summarise, table_of, write_summary
 from stream_processors.local.stack import LocalStack, StackFailed
 
 DEMO_SEED = 2026
+WHERE_TO_LOOK = """
+Where to look next: `make viewer` shows the reports in OHIF, `make demo KEEP=1` keeps everything up and prints the addresses,
+`make demo OUT=dir` leaves summary.json and the reports, `make demo INPUT=path` reads your own DICOM files."""
 _PATIENCE_S = 180.0
 _POLL_S = 0.3
 
@@ -71,6 +74,8 @@ def _through(stack: LocalStack, arrivals: Sequence[Arrival], options: DemoOption
         console.print(f"\n{options.out / 'summary.json'} and {len(reports)} files in {options.out / 'reports'}")
     if options.keep:
         _keep_up(stack, options, console)
+    else:
+        console.print(WHERE_TO_LOOK)
     return 0
 
 
