@@ -189,7 +189,7 @@ def test_the_graph_runs_without_torch_names() -> None:
     assert {name: (values.dtype.name, values.shape[1]) for name, values in outputs.items()} == {
         "estimates": ("float32", 3),
         "disease_logits": ("float32", 6),
-        "embedding": ("float32", 32),
+        "embedding": ("float32", 32 + 2 * 24),
     }
 
 
