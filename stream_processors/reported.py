@@ -78,17 +78,17 @@ def content_of(report: Dataset) -> ReportContent:
     try:
         return _content(report)
     except UNREADABLE as error:
-        msg = f"report {report.get('SOPInstanceUID', 'without UID')} has not the form we write: {type(error).__name__}"
+        # No element is read for the message: a damaged one would raise again, out of this handler.
+        msg = f"an object under a report's UID has not the form we write: {type(error).__name__}"
         raise ReportUnreadable(msg) from None
 
 
 def is_report_of(modality: Modality, dataset: Dataset) -> bool:
     """True for a measurement report of ours on that modality; its companion and everything else is False."""
-    if dataset.get("Manufacturer") != MANUFACTURER or dataset.SOPClassUID not in SUPPORTED_SOP_CLASSES:
-        return False
     try:
-        return content_of(dataset).modality is modality
-    except ReportUnreadable:
+        ours = dataset.Manufacturer == MANUFACTURER and dataset.SOPClassUID in SUPPORTED_SOP_CLASSES
+        return ours and content_of(dataset).modality is modality
+    except (ReportUnreadable, *UNREADABLE):
         return False
 
 
@@ -98,10 +98,10 @@ def content_time_utc(dataset: Dataset) -> datetime:
     Raises:
         ReportUnreadable: not as ``reports`` writes them.
     """
-    text = f"{dataset.get('ContentDate')}{dataset.get('ContentTime')}{dataset.get('TimezoneOffsetFromUTC')}"
     try:
+        text = f"{dataset.ContentDate}{dataset.ContentTime}{dataset.TimezoneOffsetFromUTC}"
         return datetime.strptime(text, "%Y%m%d%H%M%S.%f%z")
-    except ValueError:
+    except UNREADABLE:
         msg = "a report of ours has no content time with microseconds and time zone"
         raise ReportUnreadable(msg) from None
 

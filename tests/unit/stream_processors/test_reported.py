@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from engines.predictions import Prediction
@@ -133,6 +135,18 @@ def test_a_damaged_report_is_unreadable_or_says_what_it_says(place: int, byte: b
         content_of(read_report(damaged))
     except ReportUnreadable:
         return
+
+
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "Manufacturer", "SOPClassUID", "ContentTime"])
+def test_an_element_without_a_known_representation_is_unreadable(keyword: str) -> None:
+    """An element whose VR is destroyed raises nothing but ReportUnreadable, not even while the error is written."""
+    report = dcmread(BytesIO(REPORT))
+    report[keyword] = RawDataElement(Tag(keyword), "0x49", 4, b"1.2\0", 0, False, True)  # noqa: FBT003 - pydicom's tuple
+    del report.ConceptNameCodeSequence
+    assert not is_report_of(Modality.ECHO, report)
+    for read in (content_of, content_time_utc) if keyword == "ContentTime" else (content_of,):
+        with pytest.raises(ReportUnreadable):
+            read(report)
 
 
 def test_a_deflated_object_is_not_inflated() -> None:
