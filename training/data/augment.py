@@ -21,17 +21,6 @@ def augment_echo(clip_B1TSS: Tensor, generator: torch.Generator) -> Tensor:
     return changed.clamp(0.0, 255.0).round().to(torch.uint8).reshape(clip_B1TSS.shape)
 
 
-def augment_cmr(image_B2SS: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn by any angle, shift, scale, mirror and re-gain pairs of images: 0..1 in, 0..1 out."""
-    batch = len(image_B2SS)
-    moved = _moved(image_B2SS, generator, turn_degrees=180.0, shift_share=0.1, scale_share=0.08)
-    mirrored = torch.rand(batch, generator=generator) < 0.5
-    moved = torch.where(mirrored[:, None, None, None], moved.flip(3), moved)
-    gamma = 1.0 + 0.25 * _uniform((batch, 1, 1, 1), generator)
-    noise = 0.02 * torch.randn(moved.shape, generator=generator)
-    return (moved.clamp(0.0, 1.0).pow(gamma) + noise).clamp(0.0, 1.0)
-
-
 def augment_ecg(ecg_BLN: Tensor, generator: torch.Generator) -> Tensor:
     """Shift in time (round the end), re-gain a little and add noise; leads keep their order and sign."""
     batch, _, samples = ecg_BLN.shape

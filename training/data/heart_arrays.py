@@ -36,6 +36,16 @@ _REPORT_EVERY = 50
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _WITHOUT_INFLUENCE = {"cli", "dicom", "make"}
 """Modules of the phantoms that write studies; records do not pass through them."""
+_DATA_SETS = {
+    "cmr_labels",
+    "cmr_studies",
+    "dicom_cmr",
+    "expert_contours",
+    "nifti_cmr",
+    "ukbb_cmr",
+    "ukbb_table",
+}
+"""Readers of data sets; digital hearts do not pass through them."""
 _SOURCE_FOLDERS = ("engines/preprocess", "training/phantoms", "training/data/sources")
 
 _log = structlog.get_logger()
@@ -152,10 +162,16 @@ def _content_digest(config: DataConfig) -> str:
 def source_digest(modality: Modality) -> str:
     """Return the SHA-256 over the code that makes the arrays of a modality, blind to comments, docstrings and layout."""
     root = Path(__file__).parents[2]
-    apart = _WITHOUT_INFLUENCE | {other.value for other in Modality if other is not modality}
+    others = tuple(other.value for other in Modality if other is not modality)
     files = sorted(path for folder in _SOURCE_FOLDERS for path in (root / folder).glob("*.py"))
-    code = [f"{path.relative_to(root)}:{_bare_code(path)}" for path in files if path.stem not in apart]
+    code = [f"{path.relative_to(root)}:{_bare_code(path)}" for path in files if not _apart(path.stem, others)]
     return hashlib.sha256("\n".join(code).encode()).hexdigest()
+
+
+def _apart(stem: str, others: tuple[str, ...]) -> bool:
+    """Whether a module has no part in the records of a modality: it reads data sets, writes studies, or is of another."""
+    of_another = stem in others or stem.startswith(tuple(f"{other}_" for other in others))
+    return stem in _WITHOUT_INFLUENCE or stem in _DATA_SETS or of_another
 
 
 def _bare_code(path: Path) -> str:

@@ -27,10 +27,24 @@ def phantoms() -> None:
 @click.option("--patient-name", default=None, help="Name in every file instead of PHANTOM^PURKINJE.")
 @click.option("--patient-id", default=None, help="Patient ID in every file.")
 @click.option("--birth-date", default="", help="Birth date in every file, YYYYMMDD.")
+@click.option(
+    "--turned", is_flag=True, help="Also write each study with its pixels turned by 90, 180 and 270 degrees (cmr)."
+)
 def make(  # noqa: PLR0913, PLR0917 - one parameter per option
-    method: str, seed: int, count: int, out: Path, patient_name: str | None, patient_id: str | None, birth_date: str
+    method: str,
+    seed: int,
+    count: int,
+    out: Path,
+    patient_name: str | None,
+    patient_id: str | None,
+    birth_date: str,
+    *,
+    turned: bool,
 ) -> None:
     """Make studies and truth.json."""
+    if turned and method != "cmr":
+        msg = f"--turned turns the images of cardiac MR studies; found --method {method}, expected --method cmr"
+        raise click.UsageError(msg)
     from training.phantoms.dicom import Patient
     from training.phantoms.make import make_studies
 
@@ -41,4 +55,6 @@ def make(  # noqa: PLR0913, PLR0917 - one parameter per option
             name=patient_name or "PHANTOM^PURKINJE", patient_id=patient_id or "PHANTOM", birth_date=birth_date
         )
     with click.progressbar(length=count, label=f"{count} {method} studies") as bar:
-        make_studies(method, seed, count, out, progress=lambda _done, _all: bar.update(1), patient=patient)
+        make_studies(
+            method, seed, count, out, progress=lambda _done, _all: bar.update(1), patient=patient, turned=turned
+        )

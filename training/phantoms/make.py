@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmread
 
 from training.phantoms import cmr, echo
-from training.phantoms.dicom import Patient, Study, write_cmr, write_ecg, write_echo
+from training.phantoms.dicom import Patient, Study, write_cmr, write_ecg, write_echo, write_turned
 from training.phantoms.ecg import ecg_record
 from training.phantoms.subjects import Subject, draw_subject
 
@@ -20,7 +21,11 @@ _STREAMS = {"cmr": 1, "echo": 2, "ecg": 3}
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTruth:
-    """What is true of one study; ``files`` are relative to the folder of ``truth.json``."""
+    """What is true of one study; ``files`` are relative to the folder of ``truth.json``.
+
+    ``turned_degrees`` counter-clockwise lie the stored pixels against those of ``unturned_study_instance_uid``, which
+    is the study itself where nothing was turned.
+    """
 
     study_instance_uid: str
     modality: str
@@ -30,6 +35,8 @@ class StudyTruth:
     rvef_percent: float
     cardiac_output_l_min: float
     conditions: dict[str, bool]
+    turned_degrees: int
+    unturned_study_instance_uid: str
     files: tuple[str, ...]
 
 
@@ -41,11 +48,14 @@ def make_studies(  # noqa: PLR0913 - what, which, how many, where, and who
     *,
     progress: Callable[[int, int], None] | None = None,
     patient: Patient | None = None,
+    turned: bool = False,
 ) -> list[StudyTruth]:
     """Make ``count`` studies of one method; the same seed makes the same bytes.
 
+    With ``turned`` each study is followed by three that hold its pixels turned by 90, 180 and 270 degrees.
+
     Raises:
-        ValueError: unknown method, or a count below 1.
+        ValueError: unknown method, a count below 1, or turning anything but cardiac MR.
     """
     if method not in METHODS:
         msg = f"method is {method!r}; expected one of {', '.join(METHODS)}"
@@ -53,11 +63,14 @@ def make_studies(  # noqa: PLR0913 - what, which, how many, where, and who
     if count < 1:
         msg = f"count is {count}; at least one study is needed"
         raise ValueError(msg)
+    if turned and method != "cmr":
+        msg = f"{method} studies cannot be turned; only the images of cmr may lie any way round"
+        raise ValueError(msg)
     truths = []
     for index in range(count):
-        truths.append(
-            _make(method, seed, index, out, patient or Patient(patient_id=f"PHANTOM-{method}-{seed}-{index}"))
-        )
+        who = patient or Patient(patient_id=f"PHANTOM-{method}-{seed}-{index}")
+        truth = _make(method, seed, index, out, who)
+        truths += [truth, *(_turn(truth, quarter_turns, out) for quarter_turns in (1, 2, 3) if turned)]
         if progress is not None:
             progress(index + 1, count)
     (out / "truth.json").write_text(json.dumps([asdict(truth) for truth in truths], indent=2) + "\n")
@@ -73,6 +86,20 @@ def _make(method: str, seed: int, index: int, out: Path, patient: Patient) -> St
     folder.mkdir(parents=True, exist_ok=True)
     files = _WRITERS[method](study, subject, rng, folder)
     return _truth(method, study, subject, tuple(str(file.relative_to(out)) for file in files))
+
+
+def _turn(truth: StudyTruth, quarter_turns: int, out: Path) -> StudyTruth:
+    degrees = 90 * quarter_turns
+    files = [out / file for file in truth.files]
+    folder = out / f"{files[0].parent.name}_turned_{degrees:03d}"
+    folder.mkdir(exist_ok=True)
+    written = write_turned(files, quarter_turns, folder)
+    return replace(
+        truth,
+        study_instance_uid=str(dcmread(written[0], specific_tags=["StudyInstanceUID"]).StudyInstanceUID),
+        turned_degrees=degrees,
+        files=tuple(str(file.relative_to(out)) for file in written),
+    )
 
 
 def _make_cmr(study: Study, subject: Subject, rng: np.random.Generator, folder: Path) -> list[Path]:
@@ -103,5 +130,7 @@ def _truth(method: str, study: Study, subject: Subject, files: tuple[str, ...]) 
         rvef_percent=subject.rvef_percent,
         cardiac_output_l_min=subject.cardiac_output_l_min,
         conditions=dict(subject.diseases),
+        turned_degrees=0,
+        unturned_study_instance_uid=study.uid("study"),
         files=files,
     )

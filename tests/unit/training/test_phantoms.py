@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
-from tests.doubles.hearts import clean_ecg, small_mr_scan, small_subject
-from training.phantoms import cmr
+from tests.doubles.hearts import clean_ecg
 from training.phantoms.cycle import emptying, left_ventricle
 from training.phantoms.dicom import Patient
 from training.phantoms.make import METHODS, StudyTruth, make_studies
@@ -138,49 +135,6 @@ def test_the_drawn_shape_has_the_true_volume(subjects: list[Subject]) -> None:
         area = np.pi * shape.radius_mm * shape.length_mm / 2  # half an ellipse
         end_diastole, end_systole = 8 * area**2 / (3 * np.pi * shape.length_mm) / 1000
         assert 100 * (1 - end_systole / end_diastole) == pytest.approx(subject.lvef_percent, abs=1e-6)
-
-
-def bright_section(subject: Subject, position_mm: float, phase: float) -> float:
-    """Area of the drawn left ventricular cavity in one slice, square millimetres, counted in pixels without noise."""
-    grid = (np.arange(200) - 99.5) * 0.8
-    u, v = np.meshgrid(grid, grid)
-    (frame,) = cmr._slice(subject, position_mm, u, v, np.array([phase]), 0.8)
-    near = np.hypot(u, v) < 60
-    muscle, blood = cmr._MUSCLE, cmr._BLOOD
-    cavity = np.clip((frame - muscle) / (blood - muscle), 0, 1)
-    labels, _ = ndimage.label((cavity > 0.02) & near)
-    own = labels == labels[100, 100]
-    return float(cavity[own].sum() * 0.8**2) if labels[100, 100] else 0.0
-
-
-@pytest.mark.parametrize("seed", [1, 4])
-def test_slices_add_up_to_the_volumes(seed: int) -> None:
-    """Drawn cavity area times slice distance gives the true volumes within 4 % and the EF within 2 points."""
-    subject = replace(small_subject(seed), rvedv_ml=60.0, rvesv_ml=30.0)
-    step_mm = 4.0
-    volumes = []
-    for phase in (0.0, subject.systole_fraction):
-        length = float(left_ventricle(subject, np.array([phase])).length_mm[0])
-        positions = np.arange(step_mm / 2, length, step_mm)
-        last = length - positions[-1] + step_mm / 2  # thickness of the last slice
-        weights = np.full(len(positions), step_mm)
-        weights[-1] = last
-        volumes.append(
-            sum(w * bright_section(subject, p, phase) for p, w in zip(positions, weights, strict=True)) / 1000
-        )
-    assert volumes[0] == pytest.approx(subject.lvedv_ml, rel=0.04)
-    assert volumes[1] == pytest.approx(subject.lvesv_ml, rel=0.04)
-    assert 100 * (1 - volumes[1] / volumes[0]) == pytest.approx(subject.lvef_percent, abs=2)
-
-
-def test_a_stack_covers_the_heart() -> None:
-    """The stack begins before the apex and ends beyond the base."""
-    for seed in range(20):
-        subject, scan = small_subject(seed), small_mr_scan(seed)
-        positions = cmr._slice_positions(subject, scan, np.random.default_rng(seed))
-        assert positions[0] < 0
-        assert positions[-1] >= float(left_ventricle(subject, np.zeros(1)).length_mm[0])
-        assert np.diff(positions) == pytest.approx(scan.slice_distance_mm)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -35,11 +35,20 @@ class Heart:
     targets: dict[str, float]
 
 
+def draw_subject_of(seed: int, index: int) -> Subject:
+    """Return the subject of heart ``index`` of a seed, without rendering anything."""
+    return draw_subject(_generator(seed, index))
+
+
 def draw_heart(modality: Modality, seed: int, index: int) -> Heart:
     """Return heart ``index`` of the set named by ``seed``, rendered by its own scanner."""
-    rng = np.random.default_rng([_STREAM, seed, index])
+    rng = _generator(seed, index)
     subject = draw_subject(rng)
     return Heart(record=_RENDERERS[modality](subject, rng), targets=targets_of(subject))
+
+
+def _generator(seed: int, index: int) -> np.random.Generator:
+    return np.random.default_rng([_STREAM, seed, index])
 
 
 def targets_of(subject: Subject) -> dict[str, float]:
