@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.errors import InputRefused, RefusalCode
 from engines.records import CineStack
 
 APEX_TO_BASE = np.array([-1.0, 1.0, 1.0])
 """Direction of the heart's base from its apex in patient coordinates (LPS): right, posterior, superior."""
+
+SHORT_AXIS_COSINE_MIN = 0.5
+"""A short-axis normal lies within 60 degrees of that direction; the normal of a long-axis plane is about perpendicular."""
 
 TO_FEET = np.array([0.0, 0.0, -1.0])
 
@@ -50,9 +54,20 @@ class CanonicalStack:
 
 
 def canonical_stack(stack: CineStack) -> CanonicalStack:
-    """View the stack from apex to base with the feet at the bottom."""
+    """View the stack from apex to base with the feet at the bottom.
+
+    Raises:
+        InputRefused: the slices run along the heart, not across it.
+    """
     along_row, along_column = np.array(stack.orientation[:3]), np.array(stack.orientation[3:])
-    reversed_normal = bool(np.cross(along_row, along_column) @ APEX_TO_BASE < 0)
+    towards_base = float(np.cross(along_row, along_column) @ APEX_TO_BASE / np.linalg.norm(APEX_TO_BASE))
+    if abs(towards_base) < SHORT_AXIS_COSINE_MIN:
+        message = (
+            f"the slices lie {90 - np.degrees(np.arccos(min(1.0, abs(towards_base)))):.0f} degrees from the usual long axis "
+            "of a heart (long axis?); a stack across the heart is expected, from 30 degrees on"
+        )
+        raise InputRefused(RefusalCode.NO_SHORT_AXIS_CINE, message)
+    reversed_normal = towards_base < 0
     images, order = stack.images_SPHW, tuple(range(len(stack.images_SPHW)))
     if reversed_normal:
         images, order = images[::-1, :, :, ::-1], order[::-1]

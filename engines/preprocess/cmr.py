@@ -2,13 +2,15 @@
 
 The left ventricle is the round bright pool with a dark wall all around, sought where the stack moves with the
 heart beat. Every step is symmetric about the image centre, so images turned by 90 degrees give crops turned by
-90 degrees. Called by ``registry.prepare``.
+90 degrees. Serving calls ``prepare_cmr`` through ``registry.prepare``; training calls the three steps it consists
+of, to turn and shift wide crops before they are cut.
 
 Letters: S slice, P phase, H row, W column.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,20 +18,40 @@ from numpy.typing import NDArray
 
 from engines.errors import InputRefused, RefusalCode
 from engines.preprocess.canonical import CanonicalStack, canonical_stack
+from engines.preprocess.cavity import Cavity, find_cavity, wall_to_blood
+from engines.preprocess.heart_phases import HeartPhases, beating_alike, find_phases, ventricle_slices
 from engines.preprocess.registry import Prepared
 from engines.preprocess.resample import centred_positions, linear_weights
 from engines.preprocess.spec import CmrSpec
 from engines.preprocess.ventricle import CoarseCine, Ventricle, find_ventricle
-from engines.records import CineStack
+from engines.records import CineStack, SourceInstance
+
+SHORTEST_VENTRICLE_MM = 40.0
+"""Half the long axis of an adult's left ventricle."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeartPhases:
-    """Indices of end-diastole and end-systole, and the cavity's area at every phase, square millimetres."""
+class LocatedHeart:
+    """A stack in canonical view with its left ventricle found.
 
-    end_diastole: int
-    end_systole: int
-    area_mm2: NDArray[np.float64]
+    Args:
+        canonical: the stack from apex to base; slices and phases below are indices into it.
+        mid_slice: the slice in the middle of the ventricle.
+        first_slice, last_slice: slices that hold the ventricle, inclusive.
+        phases: end-diastole, end-systole and the area of the cavity at every phase, mm2.
+        centre_px: (row, column) of the ventricle's axis in the canonical images; pixel centres are integers.
+        sources: instances of the mid slice at end-diastole and end-systole.
+        region_px: (x0, y0, x1, y1) of the crop of ``spec.size_px`` in the stored images, end exclusive.
+    """
+
+    canonical: CanonicalStack
+    mid_slice: int
+    first_slice: int
+    last_slice: int
+    phases: HeartPhases
+    centre_px: tuple[float, float]
+    sources: tuple[SourceInstance, SourceInstance]
+    region_px: tuple[int, int, int, int]
 
 
 def prepare_cmr(stack: CineStack, spec: CmrSpec) -> Prepared:
@@ -41,23 +63,93 @@ def prepare_cmr(stack: CineStack, spec: CmrSpec) -> Prepared:
     Raises:
         InputRefused: too few slices or phases, or no beating ventricle found.
     """
+    located = locate_heart(stack, spec)
+    image = unit_range(crop_pair(located, spec, spec.size_px), spec)
+    return Prepared(
+        arrays={"image": image[None]},
+        sources=located.sources,
+        region_px=located.region_px,
+        notes=(_note(located),),
+    )
+
+
+def locate_heart(stack: CineStack, spec: CmrSpec) -> LocatedHeart:
+    """Find the left ventricle, its mid slice, end-diastole and end-systole.
+
+    Raises:
+        InputRefused: too few slices or phases, or no beating ventricle found.
+    """
     _check_size(stack, spec)
     canonical = canonical_stack(stack)
-    cine = coarse_cine(canonical, spec)
-    ventricle = find_ventricle(cine, spec)
-    phases = find_phases(cine, ventricle)
-    mid = (ventricle.first_slice + ventricle.last_slice) // 2
-    centre = _centre_px(canonical, ventricle)
-    images = canonical.images_SPHW[mid][[phases.end_diastole, phases.end_systole]]
-    crop = _crop(images.astype(np.float64), centre, canonical.spacing_mm, spec)
-    image = _unit_range(crop, spec)[None].astype(np.float32)
+    ventricle = find_ventricle(coarse_cine(canonical, spec), spec)
+    cavities = _cavities(canonical, ventricle)
+    area_mm2_SP = np.stack([cavity.area_mm2 for cavity in cavities])
+    first, last = ventricle_slices(area_mm2_SP, cavities)
+    _check_length(stack, last - first + 1)
+    phases = find_phases(area_mm2_SP[beating_alike(area_mm2_SP)])
+    middle = (first + last) // 2
+    centre = _axis_px(cavities[max(first, middle - 1) : min(last, middle + 1) + 1])
+    mid = ventricle.first_slice + middle
     row = stack.sources_SP[canonical.slice_order[mid]]
-    return Prepared(
-        arrays={"image": image},
-        sources=tuple(replace(row[phase]) for phase in (phases.end_diastole, phases.end_systole)),
+    return LocatedHeart(
+        canonical=canonical,
+        mid_slice=mid,
+        first_slice=ventricle.first_slice + first,
+        last_slice=ventricle.first_slice + last,
+        phases=phases,
+        centre_px=centre,
+        sources=(replace(row[phases.end_diastole]), replace(row[phases.end_systole])),
         region_px=canonical.region_in_source(*_region(canonical, centre, spec)),
-        notes=(_note(stack, ventricle, phases, mid),),
     )
+
+
+def crop_pair(located: LocatedHeart, spec: CmrSpec, size_px: int) -> NDArray[np.float64]:
+    """Mid slice at end-diastole and end-systole, stored grey values, float64 [2, W, W], the ventricle in the centre.
+
+    Args:
+        located: the heart.
+        spec: states the pixel spacing of the crop.
+        size_px: side W of the crop; what lies outside the image is 0.
+    """
+    phases = (located.phases.end_diastole, located.phases.end_systole)
+    return np.asarray(crop_slices(located, spec, size_px, slices=(located.mid_slice,), phases=phases)[0])
+
+
+def crop_slices(
+    located: LocatedHeart, spec: CmrSpec, size_px: int, slices: Sequence[int], phases: Sequence[int]
+) -> NDArray[np.float64]:
+    """Crops of any slices and phases about the ventricle's axis, stored grey values, float64 [S, P, W, W].
+
+    Args:
+        located: the heart.
+        spec: states the pixel spacing of the crop.
+        size_px: side W of the crop; what lies outside the image is 0.
+        slices: indices from the apex, S of them.
+        phases: indices of phases, P of them.
+    """
+    canonical = located.canonical
+    images_SPHW = canonical.images_SPHW[np.ix_(slices, phases)].astype(np.float64)
+    rows, columns = (
+        _crop_weights(size_px, position, spec.pixel_spacing_mm / spacing_mm, length)
+        for position, spacing_mm, length in zip(
+            located.centre_px, canonical.spacing_mm, images_SPHW.shape[2:], strict=True
+        )
+    )
+    return np.asarray(rows @ images_SPHW @ columns.T)
+
+
+def unit_range(crop_2SS: NDArray[np.floating], spec: CmrSpec) -> NDArray[np.float32]:
+    """Grey values of both images together to 0..1, float32 [2, S, S].
+
+    Raises:
+        InputRefused: both images are one grey.
+    """
+    low, high = np.percentile(crop_2SS, [spec.percentile_low, spec.percentile_high])
+    if high <= low:
+        raise InputRefused(
+            RefusalCode.HEART_NOT_FOUND, "The heart's region has no contrast: all pixels are equal; check the series."
+        )
+    return np.asarray(np.clip((crop_2SS - low) / (high - low), 0.0, 1.0), np.float32)
 
 
 def coarse_cine(canonical: CanonicalStack, spec: CmrSpec) -> CoarseCine:
@@ -73,29 +165,8 @@ def coarse_cine(canonical: CanonicalStack, spec: CmrSpec) -> CoarseCine:
     return CoarseCine(images_SPHW=images, spacing_mm=step_mm)
 
 
-def find_phases(cine: CoarseCine, ventricle: Ventricle) -> HeartPhases:
-    """End-diastole at the largest, end-systole at the smallest cavity, over all slices of the ventricle.
-
-    The cavity is measured softly: a pixel counts as blood by its place between the wall's and the pool's grey level.
-    """
-    distance_mm = cine.distance_mm(ventricle.row, ventricle.column)
-    pool = distance_mm < 0.5 * ventricle.radius_mm
-    ring = (distance_mm >= ventricle.radius_mm) & (distance_mm < ventricle.radius_mm + 10.0)
-    reach = distance_mm < ventricle.radius_mm + 10.0
-    area_px = np.zeros(cine.images_SPHW.shape[1])
-    for slice_PHW in cine.images_SPHW[ventricle.first_slice : ventricle.last_slice + 1]:
-        blood = float(np.median(slice_PHW[:, pool]))
-        wall = float(np.percentile(slice_PHW[:, ring], 20))
-        if blood > wall:
-            area_px += np.clip((slice_PHW[:, reach] - wall) / (blood - wall), 0.0, 1.0).sum(axis=1)
-    area_mm2 = _smooth_cyclic(area_px) * cine.spacing_mm**2
-    return HeartPhases(
-        end_diastole=int(area_mm2.argmax()), end_systole=int(area_mm2.argmin()), area_mm2=np.asarray(area_mm2)
-    )
-
-
-def _smooth_cyclic(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray((np.roll(curve, 1) + 2.0 * curve + np.roll(curve, -1)) / 4.0)
+def _crop_weights(size_px: int, centre: float, step: float, length: int) -> NDArray[np.float64]:
+    return linear_weights(centred_positions(size_px, centre, step), length, step)
 
 
 def _check_size(stack: CineStack, spec: CmrSpec) -> None:
@@ -118,27 +189,31 @@ def _centre_px(canonical: CanonicalStack, ventricle: Ventricle) -> tuple[float, 
     )
 
 
-def _crop(
-    images_2HW: NDArray[np.float64], centre: tuple[float, float], spacing_mm: tuple[float, float], spec: CmrSpec
-) -> NDArray[np.float64]:
-    rows, columns = (
-        linear_weights(
-            centred_positions(spec.size_px, position, spec.pixel_spacing_mm / spacing),
-            length,
-            spec.pixel_spacing_mm / spacing,
+def _check_length(stack: CineStack, slices: int) -> None:
+    """A ventricle that is seen in a short part of a longer stack is none, or the wrong one."""
+    distance_mm = float(np.median(np.diff(stack.slice_positions_mm))) if len(stack.slice_positions_mm) > 1 else 0.0
+    expected = min(int(np.ceil(SHORTEST_VENTRICLE_MM / max(distance_mm, 1.0))), len(stack.slice_positions_mm))
+    if slices < expected:
+        message = (
+            f"A left ventricle was seen in {slices} slices {distance_mm:.1f} mm apart; expected at least {expected} in a "
+            "row: check that the stack is a short-axis stack."
         )
-        for position, spacing, length in zip(centre, spacing_mm, images_2HW.shape[1:], strict=True)
-    )
-    return np.asarray(rows @ images_2HW @ columns.T)
+        raise InputRefused(RefusalCode.HEART_NOT_FOUND, message)
 
 
-def _unit_range(crop: NDArray[np.float64], spec: CmrSpec) -> NDArray[np.float64]:
-    low, high = np.percentile(crop, [spec.percentile_low, spec.percentile_high])
-    if high <= low:
-        raise InputRefused(
-            RefusalCode.HEART_NOT_FOUND, "The heart's region has no contrast: all pixels are equal; check the series."
-        )
-    return np.asarray(np.clip((crop - low) / (high - low), 0.0, 1.0))
+def _cavities(canonical: CanonicalStack, ventricle: Ventricle) -> tuple[Cavity, ...]:
+    """The cavity in every slice in which the ventricle is seen."""
+    start = _centre_px(canonical, ventricle)
+    slices = canonical.images_SPHW[ventricle.first_slice : ventricle.last_slice + 1]
+    middle = slices[len(slices) // 4 : len(slices) - len(slices) // 4]
+    ratio = wall_to_blood(middle, start, canonical.spacing_mm)
+    return tuple(find_cavity(images_PHW, start, canonical.spacing_mm, ratio) for images_PHW in slices)
+
+
+def _axis_px(cavities: Sequence[Cavity]) -> tuple[float, float]:
+    """Mean centre of neighbouring slices: papillary muscles and breath-holds move that of a single one."""
+    rows, columns = zip(*(cavity.centre_px for cavity in cavities), strict=True)
+    return float(np.mean(rows)), float(np.mean(columns))
 
 
 def _region(canonical: CanonicalStack, centre: tuple[float, float], spec: CmrSpec) -> tuple[int, int, int, int]:
@@ -150,10 +225,11 @@ def _region(canonical: CanonicalStack, centre: tuple[float, float], spec: CmrSpe
     return top, bottom, left, right
 
 
-def _note(stack: CineStack, ventricle: Ventricle, phases: HeartPhases, mid: int) -> str:
-    slices, count = stack.images_SPHW.shape[:2]
+def _note(located: LocatedHeart) -> str:
+    slices, count = located.canonical.images_SPHW.shape[:2]
+    phases = located.phases
     return (
-        f"Slice {mid + 1} of {slices} from the apex (ventricle seen in {ventricle.first_slice + 1} to "
-        f"{ventricle.last_slice + 1}); end-diastole at phase {phases.end_diastole + 1}, "
+        f"Slice {located.mid_slice + 1} of {slices} from the apex (ventricle seen in {located.first_slice + 1} to "
+        f"{located.last_slice + 1}); end-diastole at phase {phases.end_diastole + 1}, "
         f"end-systole at phase {phases.end_systole + 1} of {count}."
     )

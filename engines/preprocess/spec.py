@@ -69,14 +69,15 @@ class CmrSpec(_Spec):
         phases_min: refuse stacks with fewer phases.
         motion_contrast_min: strongest over median motion; below it nothing beats in the stack.
         motion_fraction_min: a ventricle is sought where motion exceeds this fraction of its maximum.
-        ventricle_score_min: smallest contrast between blood pool and wall, in standard deviations of a slice.
-        slice_score_min: contrast from which a slice is taken to hold the left ventricle.
+        ventricle_score_min: smallest contrast between blood pool and wall, less the pool's texture, over the pool's grey
+            value; of the middle half of the stack.
+        slice_score_min: the same of one slice, from which it is taken to hold the left ventricle.
         percentile_low: of both crops together; becomes 0.
         percentile_high: of both crops together; becomes 1.
     """
 
     kind: Literal["cmr"]
-    preprocess_version: Literal[1]
+    preprocess_version: Literal[2]
     size_px: Annotated[int, Field(ge=16, le=512)]
     pixel_spacing_mm: Positive
     search_spacing_mm: Positive
@@ -84,8 +85,8 @@ class CmrSpec(_Spec):
     phases_min: Annotated[int, Field(ge=4)]
     motion_contrast_min: Positive
     motion_fraction_min: Fraction
-    ventricle_score_min: float
-    slice_score_min: float
+    ventricle_score_min: Fraction
+    slice_score_min: Fraction
     percentile_low: Annotated[float, Field(ge=0.0, lt=50.0)]
     percentile_high: Annotated[float, Field(gt=50.0, le=100.0)]
 

@@ -120,8 +120,10 @@ def test_the_code_is_the_pinned_one(kind: str, root: Path, pinned: dict[str, dic
 
 
 MUTATIONS = [
-    ("cmr", "ventricle.py", "RING_MM = 8.0", "RING_MM = 9.0"),
-    ("cmr", "cmr.py", "0.5 * ventricle.radius_mm", "0.6 * ventricle.radius_mm"),
+    ("cmr", "ventricle.py", "RING_MM = 6.0", "RING_MM = 9.0"),
+    ("cmr", "cavity.py", "BEND_COST = 0.1", "BEND_COST = 0.2"),
+    ("cmr", "heart_phases.py", "SMOOTHING = 0.04", "SMOOTHING = 0.05"),
+    ("cmr", "cmr.py", "(first + last) // 2", "(first + last + 1) // 2"),
     ("echo", "echo.py", "iterations=3", "iterations=2"),
     ("ecg", "ecg.py", '"highpass"', '"lowpass"'),
 ]
@@ -166,12 +168,12 @@ def test_words_are_free(copy: Path) -> None:
 def test_a_bumped_version_asks_to_be_pinned(copy: Path) -> None:
     """With the version bumped the only thing left to do is to pin it; then all is green again."""
     before = state(copy)
-    change(copy / "cmr.py", "0.5 * ventricle.radius_mm", "0.6 * ventricle.radius_mm")
+    change(copy / "cmr.py", "(first + last) // 2", "(first + last + 1) // 2")
     text = (copy / "spec.py").read_text()
     head, _, tail = text.partition("class CmrSpec")
-    (copy / "spec.py").write_text(f"{head}class CmrSpec{tail.replace('Literal[1]', 'Literal[2]', 1)}")
+    (copy / "spec.py").write_text(f"{head}class CmrSpec{tail.replace('Literal[2]', 'Literal[3]', 1)}")
     wrong = str(complaint("cmr", copy, before))
-    assert wrong.startswith("preprocess_version of cmr is 2, pinned is 1")
+    assert wrong.startswith("preprocess_version of cmr is 3, pinned is 2")
     assert complaint("cmr", copy, state(copy)) is None
 
 
