@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,27 @@ import click
 
 if TYPE_CHECKING:
     from training.config import RunConfig
+    from training.enf.config import EnfRun
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _COUNT = click.IntRange(min=1)
+
+
+def numbers(kind: type[int | float], count: int) -> Callable[..., Any]:
+    """Return an option callback that reads ``count`` numbers with commas between them."""
+
+    def read(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        try:
+            found = tuple(kind(part) for part in value.split(","))
+        except ValueError:
+            found = ()
+        if len(found) != count:
+            raise click.BadParameter(f"found {value!r}; expected {count} numbers with commas between them")
+        return found
+
+    return read
 
 
 class LazyGroup(click.Group):
@@ -45,7 +64,7 @@ def main() -> None:
 class RunOptions:
     """Which run, where it lives, and what it may use."""
 
-    config: RunConfig
+    config: RunConfig | EnfRun
     out: Path
     workers: int
     threads: int
@@ -69,13 +88,17 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_run
 
 
-def _config(recipe: str, *, hearts: int | None, epochs: int | None) -> RunConfig:
-    from training.config import load_recipe, with_size
+def _config(recipe: str, *, hearts: int | None, epochs: int | None) -> RunConfig | EnfRun:
+    from training.config import RunConfig, load_recipe, with_size
+    from training.enf.config import with_enf_size
 
     try:
-        return with_size(load_recipe(recipe), hearts=hearts, epochs=epochs)
+        config = load_recipe(recipe)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="RECIPE") from error
+    if isinstance(config, RunConfig):
+        return with_size(config, hearts=hearts, epochs=epochs)
+    return with_enf_size(config, hearts=hearts, epochs=epochs)
 
 
 @main.command()
@@ -104,11 +127,58 @@ def release(run: RunOptions, bundle: Path, docs: Path | None) -> None:
 @main.command()
 @run_options
 @click.option("--bundle", type=_FOLDER, required=True, help="The bundle to measure.")
-def evaluate(run: RunOptions, bundle: Path) -> None:
+def measure(run: RunOptions, bundle: Path) -> None:
     """Measure a bundle on the test hearts of RECIPE and print the numbers as JSON."""
     from training.release import evaluate_run
 
     click.echo(json.dumps(evaluate_run(run.config, run.out, bundle, workers=run.workers), indent=2))
+
+
+@main.group()
+def evaluate() -> None:
+    """Compare a method with its peers by its published protocol."""
+
+
+@evaluate.command("enf")
+@click.option("--data", type=_FOLDER, help="Folder of a data set (UK Biobank, NIfTI, DICOM); digital phantoms without.")
+@click.option("--recipe", default="enf_small", show_default=True, help="Recipe of the field.")
+@click.option("--out", type=_FOLDER, default=Path("runs/evaluate-enf"), show_default=True, help="Kept between runs.")
+@click.option("--docs", type=_FOLDER, help="Folder that receives table, numbers and pictures.")
+@click.option(
+    "--sizes",
+    callback=numbers(int, 3),
+    default="275,60,60",
+    show_default=True,
+    help="Training, validation, test hearts.",
+)
+@click.option("--seeds", type=_COUNT, default=3, show_default=True, help="How many.")
+@click.option("--dicom-studies", type=click.IntRange(min=0), default=20, show_default=True, help="Written turned.")
+@click.option("--segmentation-hearts", type=click.IntRange(min=0), default=100, show_default=True, help="0: none.")
+@click.option("--contours", type=_FOLDER, help="Stacks with expert contours to check the segmentation with.")
+@click.option("--label-field", help="UK Biobank: take the ejection fraction from this field only.")
+@click.option("--exclude-percent", callback=numbers(float, 2), help="Leave out hearts of this LVEF, such as 38,42.")
+@click.option("--workers", type=_COUNT, default=2, show_default=True, help="Processes that read studies.")
+@click.option("--threads", type=_COUNT, default=2, show_default=True, help="Threads of torch.")
+def evaluate_enf_command(
+    *, label_field: str | None, exclude_percent: tuple[float, float] | None, threads: int, **given: Any
+) -> None:
+    """Equivariant neural field against ResNet50 and segmentation, images turned by 90, 180 and 270 degrees."""
+    import torch
+
+    from training.data.sources.cmr_studies import CmrOptions
+    from training.enf.study import StudyOptions, run_study
+
+    torch.set_num_threads(threads)
+    cmr = CmrOptions(label_field=label_field, exclude_percent=exclude_percent)
+    options = StudyOptions(cmr=cmr, command=_as_typed(), **given)
+    try:
+        click.echo(run_study(options, lambda text: click.echo(text, err=True)))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _as_typed() -> str:
+    return " ".join(["purkinje-train", *sys.argv[1:]])
 
 
 @main.command()

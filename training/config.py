@@ -13,12 +13,15 @@ import json
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
 from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
+
+if TYPE_CHECKING:
+    from training.enf.config import EnfRun
 
 RECIPES_PACKAGE = "training.recipes"
 
@@ -108,17 +111,28 @@ class RunConfig:
     bundle: BundleConfig
 
 
-def load_recipe(name: str) -> RunConfig:
-    """Return the run config of a recipe.
+def load_recipe(name: str) -> RunConfig | EnfRun:
+    """Return the run of a recipe: one network trained end to end, or an Equivariant Neural Field.
 
     Raises:
         ValueError: when there is no such recipe.
     """
     if name not in recipe_names():
         raise ValueError(f"no recipe named {name!r}; expected one of {', '.join(recipe_names())}")
-    recipe = importlib.import_module(f"{RECIPES_PACKAGE}.{name}").recipe
-    config = recipe()
-    assert isinstance(config, RunConfig)
+    config: RunConfig | EnfRun = importlib.import_module(f"{RECIPES_PACKAGE}.{name}").recipe()
+    return config
+
+
+def load_run(name: str) -> RunConfig:
+    """Return the run config of a recipe that is one network trained end to end.
+
+    Raises:
+        ValueError: no such recipe.
+        TypeError: another kind of run.
+    """
+    config = load_recipe(name)
+    if not isinstance(config, RunConfig):
+        raise TypeError(f"{name} is a {type(config).__name__}; expected a run of one network")
     return config
 
 
@@ -135,7 +149,7 @@ def with_size(config: RunConfig, *, hearts: int | None, epochs: int | None) -> R
     return dataclasses.replace(config, data=data, optim=optim)
 
 
-def describe(config: RunConfig) -> dict[str, Any]:
+def describe(config: RunConfig | EnfRun) -> dict[str, Any]:
     """Return the run as plain JSON values: callables by name, the preprocess specification field by field."""
     described = _plain(config)
     assert isinstance(described, dict)
@@ -149,7 +163,7 @@ def describe_data(config: DataConfig) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name != "split"}
 
 
-def config_digest(config: RunConfig) -> str:
+def config_digest(config: RunConfig | EnfRun) -> str:
     """Return the SHA-256 of the described run."""
     return hashlib.sha256(json.dumps(describe(config), sort_keys=True).encode()).hexdigest()
 

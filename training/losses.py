@@ -19,16 +19,6 @@ def ejection_fraction_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, 
     return _huber(outputs["ef"][:, 0], targets["lvef"], SPREADS["lvef"])
 
 
-def risk_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-    """Return cross-entropy of ``logit`` [B, 1] plus Huber of the training-only ``lvef`` [B, 1].
-
-    The ejection fraction says how far a heart lies from the threshold, which the bare class does not.
-    """
-    label = targets["lvef_at_most_40"]
-    classes = functional.binary_cross_entropy_with_logits(outputs["logit"][:, 0], label)
-    return classes + _huber(outputs["lvef"][:, 0], targets["lvef"], SPREADS["lvef"])
-
-
 def ecg_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
     """Return Huber of ``estimates`` [B, 3] plus cross-entropy of ``disease_logits`` [B, 6], columns weighted alike."""
     estimates = [

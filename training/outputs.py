@@ -22,7 +22,7 @@ class HeartOutputs:
     """Outputs and truth of H hearts.
 
     Args:
-        clips: per output name and heart, float64 [clips of the heart, width].
+        clips: per output name and heart, float64 [clips of the heart, ...].
         targets: per column, float64 [H].
     """
 
@@ -36,6 +36,10 @@ class HeartOutputs:
     def all_rows(self, output: str) -> FloatArray:
         """Return every clip of every heart, [sum of clips, width]."""
         return np.concatenate(self.clips[output])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every output for one clip."""
+        return {name: clips[0].shape[1:] for name, clips in self.clips.items()}
 
 
 @torch.inference_mode()

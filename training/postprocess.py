@@ -16,6 +16,7 @@ from engines.bundle.manifest import (
     EcgPostprocess,
     EchoPostprocess,
     ProbabilityTable,
+    ReconstructionGate,
 )
 from engines.predictors.distance import EmbeddingStatistics
 from engines.records import Modality
@@ -26,6 +27,7 @@ from training.outputs import HeartOutputs
 FloatArray = NDArray[np.float64]
 
 LIMIT_PERCENTILE = 99.5
+GATE_PERCENTILE = 1.0
 _UNITS = {"lvef": "%", "rvef": "%", "cardiac_output": "l/min"}
 _RANGES = {"lvef": (0.0, 100.0), "rvef": (0.0, 100.0), "cardiac_output": (0.0, 30.0)}
 _THRESHOLD_PROBABILITY = 0.5
@@ -43,7 +45,17 @@ def echo_postprocess(calibration: HeartOutputs, coverage_percent: float) -> Echo
 def cmr_postprocess(calibration: HeartOutputs, coverage_percent: float) -> CmrPostprocess:  # noqa: ARG001 - one shape
     """Return the probability table of an ejection fraction of at most 40 %; Venn-Abers pairs name no coverage."""
     logits = calibration.heart_means("logit")[:, 0]
-    return CmrPostprocess(modality=Modality.CMR, risk=_table(LVEF_AT_MOST_40, logits, calibration))
+    risk = _table(LVEF_AT_MOST_40, logits, calibration)
+    return CmrPostprocess(modality=Modality.CMR, risk=risk, reconstruction_gate=_reconstruction_gate(calibration))
+
+
+def _reconstruction_gate(calibration: HeartOutputs) -> ReconstructionGate | None:
+    """Return the PSNR that ``GATE_PERCENTILE`` of the hearts stay below in one of their frames; None without one."""
+    if "psnr_db" not in calibration.clips:
+        return None
+    worst_db = calibration.all_rows("psnr_db").min(axis=1)
+    minimum_db = float(np.percentile(worst_db, GATE_PERCENTILE))
+    return ReconstructionGate(output="psnr_db", minimum_db=round(minimum_db, 3), percentile=GATE_PERCENTILE)
 
 
 def ecg_postprocess(calibration: HeartOutputs, coverage_percent: float) -> EcgPostprocess:

@@ -12,16 +12,20 @@ import torch
 from training.config import RunConfig
 from training.data.heart_arrays import HeartArrays, heart_arrays
 from training.data.splits import Split, split_hearts
+from training.enf.config import EnfRun
+from training.enf.release import evaluate_enf, release_enf, train_enf
 from training.evaluate import evaluate_bundle
-from training.export import export_bundle
+from training.export import Release, export_bundle
 from training.loop import run_digest, train
 from training.signature import input_spec
 
 ARRAYS_FOLDER = "arrays"
 
 
-def train_run(config: RunConfig, out: Path, *, workers: int, threads: int) -> Path:
+def train_run(config: RunConfig | EnfRun, out: Path, *, workers: int, threads: int) -> Path:
     """Train a run below ``out`` and return its folder."""
+    if isinstance(config, EnfRun):
+        return train_enf(config, out, workers=workers, threads=threads)
     torch.set_num_threads(threads)
     arrays, split = _hearts(config, out, workers)
     folder = run_folder(config, arrays, out)
@@ -29,16 +33,21 @@ def train_run(config: RunConfig, out: Path, *, workers: int, threads: int) -> Pa
     return folder
 
 
-def release_run(config: RunConfig, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
+def release_run(config: RunConfig | EnfRun, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
     """Train where needed, then write the bundle; returns its folder."""
+    if isinstance(config, EnfRun):
+        return release_enf(config, out, bundle, workers=workers, threads=threads)
     torch.set_num_threads(threads)
     arrays, split = _hearts(config, out, workers)
     network = train(config, arrays, split, run_folder(config, arrays, out))
-    return export_bundle(config, network, arrays, split, bundle)
+    release = Release(data=config.data, bundle=config.bundle, batch_size=config.optim.batch_size)
+    return export_bundle(release, network, arrays, split, bundle)
 
 
-def evaluate_run(config: RunConfig, out: Path, bundle: Path, *, workers: int) -> dict[str, float]:
+def evaluate_run(config: RunConfig | EnfRun, out: Path, bundle: Path, *, workers: int) -> dict[str, float]:
     """Return the metrics of a bundle on the test hearts of a run."""
+    if isinstance(config, EnfRun):
+        return evaluate_enf(config, out, bundle, workers=workers)
     arrays, split = _hearts(config, out, workers)
     return evaluate_bundle(bundle, arrays, split.test, input_spec(config.data.preprocess))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from engines.bundle.manifest import TensorSpec
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
 from engines.records import LEAD_NAMES, Modality
@@ -12,6 +14,9 @@ _VALUES = {
     Modality.CMR: (("logit", 1),),
     Modality.ECG: (("estimates", len(ESTIMATES)), ("disease_logits", len(DISEASES))),
 }
+
+_LATENT_OUTPUTS = ("psnr_db", "contexts", "poses", "relevance")
+"""What a network that rebuilds its images from latents shows besides."""
 
 
 def input_spec(spec: EchoSpec | CmrSpec | EcgSpec) -> TensorSpec:
@@ -26,7 +31,14 @@ def input_spec(spec: EchoSpec | CmrSpec | EcgSpec) -> TensorSpec:
             return TensorSpec(name="ecg", dtype="float32", shape=(-1, len(LEAD_NAMES), spec.window_samples))
 
 
-def output_specs(modality: Modality, embedding_width: int) -> tuple[TensorSpec, ...]:
-    """Return the outputs of a modality's network; the embedding comes last."""
-    columns = (*_VALUES[modality], ("embedding", embedding_width))
-    return tuple(TensorSpec(name=name, dtype="float32", shape=(-1, width)) for name, width in columns)
+def output_specs(modality: Modality, shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    """Return the released outputs of a network in the order of the manifest; what only training needs is left out.
+
+    Args:
+        modality: decides what the network must answer.
+        shapes: of its outputs without the batch axis.
+    """
+    answers = dict(_VALUES[modality])
+    names = [*answers, "embedding", *(name for name in _LATENT_OUTPUTS if name in shapes)]
+    widths = {**shapes, **{name: (width,) for name, width in answers.items()}}
+    return tuple(TensorSpec(name=name, dtype="float32", shape=(-1, *widths[name])) for name in names)

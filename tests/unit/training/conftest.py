@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.config import OptimConfig, RunConfig, load_recipe
+from training.config import OptimConfig, RunConfig, load_run
 from training.data.heart_arrays import HeartArrays
 from training.data.targets import COLUMNS
 
@@ -52,7 +52,7 @@ def tiny_arrays() -> HeartArrays:
 @pytest.fixture
 def tiny_config() -> RunConfig:
     """Four epochs over the tiny records."""
-    base = load_recipe("ecg_cmr_small")
+    base = load_run("ecg_cmr_small")
     optim = OptimConfig(
         epochs=4,
         batch_size=8,

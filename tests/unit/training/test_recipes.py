@@ -11,15 +11,35 @@ import pytest
 from click.testing import CliRunner
 
 from training.cli import main
-from training.config import config_digest, describe, load_recipe, recipe_names, with_size
+from training.config import config_digest, describe, load_recipe, load_run, recipe_names, with_size
 from training.signature import input_spec, output_specs
 
-NAMES = ("cmr_risk_small", "ecg_cmr_small", "echo_ef_small")
+NAMES = ("ecg_cmr_small", "echo_ef_small")
 
 
-def test_the_three_first_recipes_exist() -> None:
-    """One recipe per modality."""
-    assert set(NAMES) <= set(recipe_names())
+FIELDS = ("enf_published", "enf_small")
+
+
+def test_every_modality_has_a_recipe() -> None:
+    """Two networks trained end to end, and two sizes of the field."""
+    assert {*NAMES, *FIELDS} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_describes_itself(name: str) -> None:
+    """The description is JSON and holds shape, fit, outer loop, classifier and preprocessing."""
+    config = load_recipe(name)
+    described = json.loads(json.dumps(describe(config)))
+    assert described["recipe"] == name
+    assert described["shape"]["latents"] == 64
+    assert described["fit"]["steps"] == 3
+    assert described["data"]["preprocess"] == config.data.preprocess.model_dump(mode="json")
+
+
+def test_a_field_is_no_run_of_one_network() -> None:
+    """Asked for as one, it is refused by name."""
+    with pytest.raises(TypeError, match="EnfRun"):
+        load_run("enf_small")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,11 +57,12 @@ def test_a_network_gives_the_outputs_of_its_bundle(name: str) -> None:
     """Two inputs of the declared shape give the declared outputs."""
     import torch
 
-    config = load_recipe(name)
+    config = load_run(name)
     spec = input_spec(config.data.preprocess)
     network = config.model().eval()
     outputs = network(torch.zeros((2, *spec.shape[1:]), dtype=getattr(torch, spec.dtype)))
-    for output in output_specs(config.data.modality, outputs["embedding"].shape[1]):
+    shapes = {name: tuple(value.shape[1:]) for name, value in outputs.items()}
+    for output in output_specs(config.data.modality, shapes):
         assert tuple(outputs[output.name].shape) == (2, *output.shape[1:])
 
 
@@ -50,7 +71,7 @@ def test_an_augmentation_keeps_shape_and_type_and_follows_its_generator(name: st
     """The same generator state gives the same batch; another gives another."""
     import torch
 
-    config = load_recipe(name)
+    config = load_run(name)
     spec = input_spec(config.data.preprocess)
     batch = torch.rand((2, *spec.shape[1:]))
     batch = (255 * batch).to(torch.uint8) if spec.dtype == "uint8" else batch
@@ -63,7 +84,7 @@ def test_an_augmentation_keeps_shape_and_type_and_follows_its_generator(name: st
 
 def test_every_field_of_a_run_changes_its_digest() -> None:
     """Two runs that differ anywhere never share a checkpoint."""
-    config = load_recipe("echo_ef_small")
+    config = load_run("echo_ef_small")
     other_rate = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=1.0))
     digests = {config_digest(one) for one in (config, other_rate, with_size(config, hearts=40, epochs=None))}
     assert len(digests) == 3
@@ -78,7 +99,7 @@ def test_an_unknown_recipe_is_named_with_the_known_ones() -> None:
 
 def test_describe_prints_json() -> None:
     """``purkinje-train describe`` is machine-readable."""
-    result = CliRunner().invoke(main, ["describe", "cmr_risk_small"])
+    result = CliRunner().invoke(main, ["describe", "enf_small"])
     assert json.loads(result.output)["data"]["modality"] == "cmr"
 
 

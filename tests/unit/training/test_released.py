@@ -11,8 +11,8 @@ from training.config import load_recipe
 from training.signature import input_spec
 
 REPOSITORY = Path(__file__).parents[3]
-RELEASES = {"echo_ef": "echo_ef_small", "cmr_risk": "cmr_risk_small", "ecg_cmr": "ecg_cmr_small"}
-LARGEST_BYTES = 6_000_000
+RELEASES = {"echo_ef": "echo_ef_small", "cmr_risk": "enf_small", "ecg_cmr": "ecg_cmr_small"}
+LARGEST_BYTES = {"echo_ef": 6_000_000, "cmr_risk": 12_000_000, "ecg_cmr": 6_000_000}
 
 
 @pytest.mark.parametrize(("folder", "recipe"), RELEASES.items())
@@ -26,8 +26,8 @@ def test_a_released_bundle_is_the_product_of_its_recipe(folder: str, recipe: str
 
 @pytest.mark.parametrize("folder", RELEASES)
 def test_a_released_bundle_is_small(folder: str) -> None:
-    """All files together stay under six million bytes."""
-    assert sum(file.stat().st_size for file in (RELEASED / folder).iterdir()) < LARGEST_BYTES
+    """All files together stay under six million bytes; twelve for the field, whose constants are many."""
+    assert sum(file.stat().st_size for file in (RELEASED / folder).iterdir()) < LARGEST_BYTES[folder]
 
 
 @pytest.mark.parametrize("folder", RELEASES)

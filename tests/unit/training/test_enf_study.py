@@ -1,0 +1,122 @@
+"""The whole comparison on a handful of phantoms: it runs, resumes, and says what it measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.config import OptimConfig
+from training.enf import study
+from training.enf.baselines import BaselineConfig
+from training.enf.config import EnfRun
+from training.models.pair_resnet import PairResNet
+from training.recipes.enf_small import recipe
+
+SIZES = (10, 4, 4)
+
+
+def tiny_run() -> EnfRun:
+    """A field that trains in seconds and learns nothing."""
+    run = recipe()
+    return replace(
+        run,
+        data=replace(run.data, preprocess=run.preprocess.model_copy(update={"size_px": 32})),
+        shape=replace(run.shape, latents=16, hidden=8, key_width=4, context_width=4),
+        meta=replace(run.meta, iterations=3, batch_frames=2),
+        classifier=replace(
+            run.classifier, views=2, epochs=2, batch_size=4, shape=replace(run.classifier.shape, width=16)
+        ),
+    )
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.StudyOptions:
+    """One seed, no segmentation, two DICOM studies."""
+    optim = OptimConfig(
+        epochs=1,
+        batch_size=4,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        warmup_fraction=0.1,
+        gradient_clip=1.0,
+        autocast_bfloat16=False,
+    )
+    monkeypatch.setattr(study, "load_recipe", lambda _name: tiny_run())
+    monkeypatch.setattr(study, "BaselineConfig", lambda threshold_percent: _baseline(optim, threshold_percent))
+    return study.StudyOptions(
+        recipe="enf_small",
+        data=None,
+        cmr=study.CmrOptions(),
+        out=tmp_path / "out",
+        docs=tmp_path / "docs",
+        sizes=SIZES,
+        seeds=1,
+        dicom_studies=1,
+        segmentation_hearts=0,
+        contours=None,
+        workers=1,
+        command="purkinje-train evaluate enf",
+    )
+
+
+def _baseline(optim: OptimConfig, threshold_percent: float) -> BaselineConfig:
+    return BaselineConfig(optim=optim, threshold_percent=threshold_percent, network=PairResNet.fifty)
+
+
+def test_the_comparison_runs_and_resumes(options: study.StudyOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table, numbers and pictures are written; the field's answers do not turn; a second run trains nothing."""
+    torch.manual_seed(0)
+    said: list[str] = []
+    table = study.run_study(options, said.append)
+    numbers = json.loads((options.docs / "enf.json").read_text())
+    models = {model["model"]: model for model in numbers["models"]}
+    assert list(models) == ["ENF", "ResNet50", "ResNet50 C4", "ResNet50 rotated"]
+    assert models["ENF"]["quarter_turns"]["flips"]["count"] == 0
+    assert numbers["further"]["dicom"]["ENF"]["changed_answers"] == 0
+    assert numbers["further"]["dicom"]["ENF"]["largest_logit_change_sd"] <= 1e-3
+    assert "purkinje-train evaluate enf" in table
+    assert "Not for clinical use" in table
+    pictures = {file.name for file in (options.docs / "enf").iterdir()}
+    assert pictures == {
+        "reconstruction.png",
+        "latents.png",
+        "embedding.png",
+        "turns.png",
+        "meta-learning.png",
+        "gallery.png",
+    }
+    monkeypatch.setattr("training.enf.meta.outer_step", _must_not_run)
+    monkeypatch.setattr("training.enf.baselines._epoch", _must_not_run)
+    assert study.run_study(options, said.append) == table
+
+
+def _must_not_run(*_args: object, **_given: object) -> float:
+    raise AssertionError("trained again")
+
+
+def test_an_unturned_image_in_place_of_a_turned_one_is_noticed(
+    options: study.StudyOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A harness that forgets to turn would find every model invariant."""
+    monkeypatch.setattr("training.enf.hearts.turned_stack", lambda stack, _turns: stack)
+    with pytest.raises(AssertionError, match="equal the unturned"):
+        study.run_study(options, lambda _text: None)
+
+
+def test_a_recipe_of_another_kind_is_refused(options: study.StudyOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the recipes that are fields."""
+    monkeypatch.setattr(study, "load_recipe", lambda _name: object())
+    with pytest.raises(ValueError, match="enf_small"):
+        study.run_study(options, lambda _text: None)
+
+
+def test_the_field_of_a_trained_model_gives_finite_numbers(options: study.StudyOptions) -> None:
+    """Every logit of every model is a number."""
+    study.run_study(replace(options, dicom_studies=0), lambda _text: None)
+    for file in options.out.glob("seed-*.json"):
+        assert np.isfinite(json.loads(file.read_text())["test_logits"]).all()

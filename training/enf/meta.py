@@ -1,0 +1,199 @@
+"""Meta-learning of the decoder: after a few gradient steps on its contexts any frame must be reproduced well.
+
+A run takes up where it was interrupted. A loss that is not finite, or far above what it was, rolls the run back to
+its last good state with half the learning rate; the third time in a row it stops.
+
+Source: Wiers et al., MIDL 2026 (Adam, random pixels, three inner steps); Finn et al., "Model-Agnostic Meta-Learning
+for Fast Adaptation of Deep Networks", ICML 2017 (first and second order).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+from torch import Tensor
+
+from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.enf.config import EnfRun
+from training.enf.pairs import Pairs
+from training.models.enf import Enf
+from training.models.enf_frozen import decode_frames, field_constants, fit_frames
+from training.models.enf_orbits import PairTables, pair_tables
+from training.models.latent_cloud import initial_cloud
+
+_REPORT_EVERY = 50
+_ROLLBACKS_MAX = 3
+_RUNAWAY = 20.0
+_CURVE = "curve.json"
+_log = structlog.get_logger()
+
+
+class MetaLearningDiverged(RuntimeError):
+    """The loss left the finite world again and again."""
+
+
+@dataclass
+class MetaState:
+    """A run between two outer steps; ``history`` holds [iteration, PSNR in dB] of the training frames."""
+
+    enf: Enf
+    optimizer: torch.optim.Optimizer
+    iteration: int = 0
+    rollbacks: int = 0
+    rate_factor: float = 1.0
+    smooth_error: float | None = None
+    history: list[tuple[int, float]] = field(default_factory=list)
+
+
+def start_context(run: EnfRun) -> Tensor:
+    """Return the context that every latent starts from, [C]."""
+    return torch.full((run.shape.context_width,), 1.0 / run.shape.context_width)
+
+
+def meta_learn(run: EnfRun, pairs: Pairs, folder: Path, *, progress: Callable[[int, int], None] | None = None) -> Enf:
+    """Train the decoder, or finish what is in ``folder``.
+
+    Raises:
+        MetaLearningDiverged: after repeated roll-backs.
+    """
+    torch.manual_seed(run.seed)
+    enf = Enf(run.shape)
+    state = MetaState(enf=enf, optimizer=torch.optim.Adam(enf.parameters(), lr=run.meta.learning_rate))
+    digest = meta_digest(run, pairs)
+    _resume(folder, state, digest)
+    good = _snapshot(state)
+    while state.iteration < run.meta.iterations:
+        error = outer_step(run, state, pairs)
+        if not _sound(state, error):
+            _roll_back(state, good)
+            continue
+        state.smooth_error = error if state.smooth_error is None else 0.98 * state.smooth_error + 0.02 * error
+        state.iteration += 1
+        if state.iteration % _REPORT_EVERY == 0 or state.iteration == run.meta.iterations:
+            _report(state, run)
+            _save(folder, state, digest)
+            good = _snapshot(state)
+            if progress is not None:
+                progress(state.iteration, run.meta.iterations)
+    return enf.eval()
+
+
+def outer_step(run: EnfRun, state: MetaState, pairs: Pairs) -> float:
+    """Take one outer step and return the mean squared error after the fit; nothing is stepped where it is not finite."""
+    rng = np.random.default_rng([run.seed, state.iteration, state.rollbacks])
+    frames, tables = _batch(run, pairs, rng)
+    _set_rate(state, run)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = outer_loss(run, state.enf, frames, tables)
+    if not bool(torch.isfinite(loss)):
+        return math.inf
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.enf.parameters(), run.meta.gradient_clip, error_if_nonfinite=False)
+    state.optimizer.step()
+    return float(loss.detach())
+
+
+def outer_loss(run: EnfRun, enf: Enf, frames_FP: Tensor, tables: PairTables) -> Tensor:
+    """Return the mean over frames of the error after the fit, differentiable in the decoder's weights.
+
+    Args:
+        run: fit and order.
+        enf: decoder.
+        frames_FP: grey values at the pixels of ``tables``, in its order.
+        tables: of the drawn pixels.
+    """
+    constants = field_constants(enf, tables, float(initial_cloud(run.shape.latents, 1).window[0]))
+    start = start_context(run)
+    steps, rate = run.fit.steps, run.fit.learning_rate
+    if run.meta.order == "second":
+        return fit_frames(frames_FP, start, constants, steps=steps, learning_rate=rate).errors.mean()
+    with torch.no_grad():
+        contexts = fit_frames(frames_FP, start, constants, steps=steps, learning_rate=rate).contexts
+    return ((decode_frames(contexts, constants) - frames_FP) ** 2).mean()
+
+
+def _batch(run: EnfRun, pairs: Pairs, rng: np.random.Generator) -> tuple[Tensor, PairTables]:
+    hearts = rng.integers(len(pairs), size=(run.meta.batch_frames + 1) // 2)
+    frames = torch.from_numpy(pairs.random_views(hearts, rng)).flatten(0, 1)[: run.meta.batch_frames]
+    size = pairs.spec.size_px
+    count = max(1, round(run.meta.pixel_fraction * size * size / 4))
+    orbits = np.sort(rng.permutation(size * size // 4)[:count])
+    tables = pair_tables(size, run.shape.latents, run.shape.neighbours, orbits)
+    return frames.flatten(1).index_select(1, tables.pixels), tables
+
+
+def _set_rate(state: MetaState, run: EnfRun) -> None:
+    warmup = max(1, round(run.meta.warmup_fraction * run.meta.iterations))
+    done = state.iteration / run.meta.iterations
+    factor = min(1.0, (state.iteration + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+    for group in state.optimizer.param_groups:
+        group["lr"] = run.meta.learning_rate * state.rate_factor * factor
+
+
+def _sound(state: MetaState, error: float) -> bool:
+    return math.isfinite(error) and (state.smooth_error is None or error < _RUNAWAY * state.smooth_error)
+
+
+def _snapshot(state: MetaState) -> dict[str, Any]:
+    return copy.deepcopy(
+        {
+            "enf": state.enf.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "iteration": state.iteration,
+            "smooth_error": state.smooth_error,
+        }
+    )
+
+
+def _roll_back(state: MetaState, good: dict[str, Any]) -> None:
+    state.rollbacks += 1
+    if state.rollbacks >= _ROLLBACKS_MAX:
+        msg = f"the fit diverged {state.rollbacks} times by iteration {state.iteration}; lower a learning rate"
+        raise MetaLearningDiverged(msg)
+    state.enf.load_state_dict(good["enf"])
+    state.optimizer.load_state_dict(good["optimizer"])
+    state.iteration, state.smooth_error = good["iteration"], good["smooth_error"]
+    state.rate_factor *= 0.5
+    _log.warning("meta.rolled_back", iteration=state.iteration, rollbacks=state.rollbacks)
+
+
+def meta_digest(run: EnfRun, pairs: Pairs) -> str:
+    """Return the SHA-256 of what decides the decoder: recipe and hearts, not the classifier."""
+    parts = (run.seed, run.shape, run.fit, run.meta, pairs.spec.model_dump(mode="json"), pairs.keys)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _save(folder: Path, state: MetaState, digest: str) -> None:
+    names = ("rollbacks", "rate_factor", "smooth_error", "history")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _CURVE).write_text(json.dumps({name: getattr(state, name) for name in names}) + "\n", encoding="utf-8")
+    save_checkpoint(folder, state.enf, state.optimizer, Progress(epochs_done=state.iteration, run_sha256=digest))
+
+
+def _resume(folder: Path, state: MetaState, digest: str) -> None:
+    found = load_checkpoint(folder, state.enf, state.optimizer)
+    if found is None:
+        return
+    if found.run_sha256 != digest:
+        msg = f"{folder} holds a decoder of another run; expected {digest[:12]}, found {found.run_sha256[:12]}: move it away"
+        raise ValueError(msg)
+    state.iteration = found.epochs_done
+    for name, value in json.loads((folder / _CURVE).read_text(encoding="utf-8")).items():
+        setattr(state, name, value)
+
+
+def _report(state: MetaState, run: EnfRun) -> None:
+    assert state.smooth_error is not None
+    psnr = -10 * math.log10(state.smooth_error)
+    state.history.append((state.iteration, psnr))
+    _log.info("meta.step", iteration=state.iteration, of=run.meta.iterations, psnr_db=round(psnr, 2))

@@ -1,0 +1,211 @@
+"""``purkinje-train evaluate enf``: the whole comparison as one command, its table, its numbers and its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from training.config import load_recipe
+from training.data.sources.cmr_studies import CmrOptions, open_cmr_studies
+from training.enf.baselines import BaselineConfig, ResNet50, SegmentationEf
+from training.enf.config import EnfRun
+from training.enf.dicom_path import DicomTurns, dicom_turns
+from training.enf.enf_classifier import EnfClassifier
+from training.enf.expert_check import check_against_experts
+from training.enf.measurements import Comparison, document
+from training.enf.occlusion import agreement
+from training.enf.pictures import draw_pictures
+from training.enf.protocol import Protocol, SeedHearts, compare, phantoms_of, seed_hearts
+from training.enf.segmentation import SegmentationConfig, phantom_segmentation
+from training.enf.table import json_text, markdown
+
+Progress = Callable[[str], None]
+_DICOM_SEED = 60_000
+_PHANTOMS = "Trained and tested on digital phantoms. Not for clinical use."
+_PATIENTS = "Trained and tested on a data set of patients by a research protocol. Not for clinical use."
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """What the command was asked for.
+
+    Args:
+        recipe: of the field.
+        data: folder of a data set, or None for digital phantoms.
+        cmr: how a data set folder is read.
+        out: folder of everything that is kept between runs.
+        docs: folder that receives table, numbers and pictures; None writes them below ``out`` only.
+        sizes: hearts of training, validation and test.
+        seeds: how many.
+        dicom_studies: phantom studies written as DICOM four times each.
+        segmentation_hearts: phantoms the segmentation is trained on; 0 leaves it out.
+        contours: folder of contoured stacks to check the segmentation with, or None.
+        workers: processes that read studies.
+        command: as it stands in the table.
+    """
+
+    recipe: str
+    data: Path | None
+    cmr: CmrOptions
+    out: Path
+    docs: Path | None
+    sizes: tuple[int, int, int]
+    seeds: int
+    dicom_studies: int
+    segmentation_hearts: int
+    contours: Path | None
+    workers: int
+    command: str
+
+
+def run_study(options: StudyOptions, progress: Progress) -> str:
+    """Run what is missing, write table, numbers and pictures, and return the table.
+
+    Raises:
+        ValueError: the recipe is no field, the data set folder is broken or too small.
+    """
+    protocol = _protocol(options)
+    network = _segmentation(options, protocol.run, progress)
+    segmentation = (
+        None if network is None else SegmentationEf(network, protocol.run.preprocess, protocol.run.task.threshold)
+    )
+    outcomes = compare(protocol, options.out, segmentation, progress)
+    first = _first_models(protocol, options, progress)
+    further = _further(options, protocol.run, first, network)
+    table = markdown(document(outcomes, _comparison(options, protocol))) + "\n" + _prose(further)
+    for folder in filter(None, (options.out, options.docs)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "enf.md").write_text(table, encoding="utf-8")
+        numbers = json.loads(json_text(outcomes, _comparison(options, protocol))) | {"further": further}
+        (folder / "enf.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        draw_pictures(first.field, first.hearts, outcomes, folder / "enf", first.models)
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstSeed:
+    """Hearts and trained models of the first seed, for the DICOM way and the pictures."""
+
+    hearts: SeedHearts
+    field: EnfClassifier
+    models: tuple[EnfClassifier, ResNet50]
+
+
+def _protocol(options: StudyOptions) -> Protocol:
+    run = load_recipe(options.recipe)
+    if not isinstance(run, EnfRun):
+        msg = f"{options.recipe} is no recipe of an equivariant neural field; take enf_small or enf_published"
+        raise ValueError(msg)  # noqa: TRY004 - a wrong name, not a wrong type
+    if options.data is None:
+        studies = phantoms_of(run, options.sizes)
+    else:
+        opened = open_cmr_studies(options.data, options.cmr)
+        studies = lambda _seed: opened  # noqa: E731 - the same data set for every seed
+    return Protocol(
+        run=run,
+        sizes=options.sizes,
+        seeds=tuple(range(options.seeds)),
+        baseline=BaselineConfig(threshold_percent=run.task.threshold),
+        studies=studies,
+        workers=options.workers,
+    )
+
+
+def _segmentation(options: StudyOptions, run: EnfRun, progress: Progress) -> nn.Module | None:
+    if options.segmentation_hearts == 0:
+        return None
+    config = SegmentationConfig(spec=run.preprocess, subjects=options.segmentation_hearts)
+    return phantom_segmentation(config, options.out / "segmentation", progress)
+
+
+def _first_models(protocol: Protocol, options: StudyOptions, progress: Progress) -> FirstSeed:
+    seed = protocol.seeds[0]
+    hearts = seed_hearts(protocol, seed, options.out / "cache")
+    field = EnfClassifier(replace(protocol.run, seed=protocol.run.seed + 100 * seed), options.out / f"seed-{seed}-enf")
+    field.fit(hearts.train, hearts.validation, seed=seed, progress=progress)
+    plain = ResNet50(protocol.baseline)
+    plain.load(options.out / f"seed-{seed}-resnet50.safetensors")
+    return FirstSeed(hearts=hearts, field=field, models=(field, plain))
+
+
+def _further(options: StudyOptions, run: EnfRun, first: FirstSeed, network: nn.Module | None) -> dict[str, Any]:
+    """Return what stands beside the table: the DICOM way, the reconstruction, the segmentation against experts."""
+    test = first.hearts.test
+    fitted = first.field.latents(test.views(np.arange(len(test))))
+    contexts = torch.from_numpy(fitted.contexts_NV2LC[:, 0])
+    found: dict[str, Any] = {
+        "reconstruction_psnr_db": [float(value) for value in np.percentile(fitted.psnr_db, [5, 50, 95])],
+        "shares": asdict(agreement(first.field.classifier, contexts, seed=0)),
+    }
+    if options.dicom_studies:
+        turns = dicom_turns(first.models, run.preprocess, seed=_DICOM_SEED, count=options.dicom_studies)
+        names = (first.field.name, first.models[1].name)
+        found["dicom"] = {name: _of_turns(each) for name, each in zip(names, turns, strict=True)}
+    if network is not None and options.contours is not None:
+        found["experts"] = check_against_experts(network, options.contours, run.preprocess)
+    return found
+
+
+def _of_turns(turns: DicomTurns) -> dict[str, float]:
+    return {
+        "studies": len(turns.logits),
+        "answered": turns.answered,
+        "changed_answers": turns.changed,
+        "largest_logit_change_sd": turns.largest_change_sd,
+    }
+
+
+def _prose(further: dict[str, Any]) -> str:
+    low, middle, high = further["reconstruction_psnr_db"]
+    shares = further["shares"]
+    lines = [
+        "## Beside the table",
+        (
+            f"- Reconstruction of the test images of the first seed: PSNR {middle:.1f} dB (5th to 95th percentile "
+            f"{low:.1f} to {high:.1f})."
+        ),
+        (
+            "- Shares of the latents in the logit, as the report draws them, against occlusion: median rank correlation "
+            f"{shares['spearman']:.2f}; the {shares['removed']} heaviest latents taken away together lower the size of the "
+            f"logit by {shares['top_removed']:.2f}, as many at random by {shares['random_removed']:.2f} (medians)."
+        ),
+    ]
+    for model, turns in further.get("dicom", {}).items():
+        lines.append(
+            f"- {model}, {turns['studies']} new studies written as DICOM unturned and turned by 90, 180 and 270 degrees, "
+            f"{turns['answered']} answered: {turns['changed_answers']} changed answers, largest change of the logit "
+            f"{turns['largest_logit_change_sd']:.2e} sd."
+        )
+    for subject, numbers in further.get("experts", {}).items():
+        said = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items())
+        lines.append(f"- Segmentation against the expert contours of {subject}: {said}.")
+    return "\n".join([lines[0], "", *lines[1:]]) + "\n"
+
+
+def _comparison(options: StudyOptions, protocol: Protocol) -> Comparison:
+    run = protocol.run
+    phantoms = options.data is None
+    return Comparison(
+        data_set=protocol.studies(0).name
+        if not phantoms
+        else "digital phantoms, another set for each seed, half positive",
+        train_hearts=options.sizes[0],
+        command=options.command,
+        caution=_PHANTOMS if phantoms else _PATIENTS,
+        settings=(
+            (
+                f"ENF ({run.recipe}): {run.shape.latents} latents of {run.shape.context_width}, hidden {run.shape.hidden}, "
+                f"{run.preprocess.size_px} px of {run.preprocess.pixel_spacing_mm:g} mm, {run.fit.steps} inner steps, "
+                f"{run.meta.iterations} {run.meta.order} order iterations of {run.meta.batch_frames} frames, "
+                f"{run.classifier.views} views a heart, {run.classifier.epochs} epochs"
+            ),
+            f"ResNet50: {protocol.baseline.optim.epochs} epochs, best validation accuracy, no pre-trained weights",
+        ),
+    )
