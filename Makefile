@@ -17,6 +17,7 @@ KEEP ?=
 METHOD ?= echo
 SEED ?= 1
 N ?= 10
+ROTATE ?=
 
 .PHONY: help demo viewer verify test test-fast lint bench clean serve-environment test-environment system-demo system-test
 
@@ -29,8 +30,8 @@ demo: serve-environment system-demo ## One CMR, one echo, one ECG: C-STORE in, r
 viewer: serve-environment system-demo deploy/viewer/node_modules/.installed ## The demo kept up, with OHIF in front
 	@$(PURKINJE) demo --log $(LOG) $(if $(INPUT),--input "$(INPUT)") $(if $(OUT),--out "$(OUT)") --viewer --keep
 
-verify: serve-environment system-demo ## New phantom studies through the whole way against the truth. METHOD=echo|ecg|cmr SEED=s N=n OUT=dir
-	@$(PURKINJE) verify --method $(METHOD) --seed $(SEED) --count $(N) $(if $(OUT),--out "$(OUT)")
+verify: serve-environment system-demo ## New phantom studies through the whole way against the truth. METHOD=echo|ecg|cmr SEED=s N=n ROTATE=1 OUT=dir
+	@$(PURKINJE) verify --method $(METHOD) --seed $(SEED) --count $(N) $(if $(ROTATE),--rotate) $(if $(OUT),--out "$(OUT)")
 
 test: test-environment system-test deploy/viewer/node_modules/.installed ## Everything: unit, contract, integration, e2e, fuzz
 	@$(TEST)/bin/ruff check . && $(TEST)/bin/ruff format --check . && $(TEST)/bin/mypy && $(TEST)/bin/lint-imports
@@ -56,7 +57,7 @@ $(SERVE)/.installed: pyproject.toml
 	@deploy/setup/python.sh $(PYTHON) $(SERVE) serve
 
 $(TEST)/.installed: pyproject.toml
-	@deploy/setup/python.sh $(PYTHON) $(TEST) dev,train
+	@deploy/setup/python.sh $(PYTHON) $(TEST) dev,train,rtx
 
 deploy/viewer/node_modules/.installed: deploy/viewer/package.json
 	@deploy/setup/viewer.sh

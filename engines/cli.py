@@ -1,4 +1,4 @@
-"""``purkinje-engine``: look at bundles, replay their golden vectors, compare and time the runtimes."""
+"""``purkinje-engine``: look at bundles, replay their golden vectors, compare and time the runtimes, compile plans."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from engines.build.bench import bench
+from engines.build.rtx import BatchRange, build_plans
 from engines.build.verify import verify
 from engines.bundle.card import metric_rows
 from engines.bundle.manifest import ManifestDraft
@@ -23,6 +24,14 @@ from engines.runtime.runner import Runner
 from engines.selftest import check_preprocessing, check_runner
 
 _REFERENCE = "onnxruntime"
+
+_CAPABILITIES = """\b
+sm_75   T4, RTX 20
+sm_80   A100, A30
+sm_86   A10, A40, RTX 30
+sm_89   L4, L40, RTX 40, RTX Ada
+sm_120  RTX 50, RTX PRO Blackwell
+"""
 
 _bundles = click.argument("bundles", nargs=-1, type=click.Path(path_type=Path, exists=True, file_okay=False))
 _runtimes = click.option(
@@ -99,6 +108,41 @@ def bench_command(bundles: tuple[Path, ...], names: tuple[str, ...], repeats: in
         click.echo(json.dumps(timings, indent=1))
     elif timings:
         click.echo(_aligned([tuple(timings[0]), *(tuple(map(str, timing.values())) for timing in timings)]))
+
+
+@main.command("build", epilog=_CAPABILITIES)
+@click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--rtx", required=True, metavar="SM[,SM...]", help="Compute capabilities, such as sm_86,sm_89.")
+@click.option("--out", "folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Of the plans.")
+@click.option(
+    "--batch",
+    nargs=3,
+    type=click.IntRange(min=1),
+    default=(1, 1, 8),
+    show_default=True,
+    metavar="MIN OPT MAX",
+    help="Batch sizes the plan takes; fastest at OPT.",
+)
+def build_command(bundle: Path, rtx: str, folder: Path, batch: tuple[int, int, int]) -> None:
+    """Compile the graph of BUNDLE into TensorRT-RTX plans, ahead of time.
+
+    Needs the extra `rtx`, no GPU and no driver. A plan runs only on the compute capability it was compiled for, with
+    the version of TensorRT-RTX that compiled it; the JSON file beside it states both, the batch sizes, the precision
+    (FP32, no TF32) and the digests of plan and graph. A plan that stands in the folder is never replaced.
+    """
+    with _usage_errors():
+        sizes = BatchRange(minimum=batch[0], optimum=batch[1], maximum=batch[2])
+        plans = build_plans(load_bundle(bundle), rtx.split(","), sizes, folder, click.echo)
+    for plan in plans:
+        click.echo(plan)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _loaded(paths: Sequence[Path]) -> Iterator[Bundle]:

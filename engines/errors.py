@@ -8,7 +8,8 @@ The tree (``*`` = worth trying again later)::
     │   └── InputRefused        meant for this engine, but unusable: the report says why
     ├── BundleError             the engine is at fault; nothing is served from it
     │   ├── BundleCorrupt       a digest, a file or a field of the manifest is wrong
-    │   └── SelfTestFailed      the golden vectors do not come out as stored
+    │   ├── SelfTestFailed      the golden vectors do not come out as stored
+    │   └── PlanBuildFailed     no plan was compiled from it, or none written
     └── InferenceError *        the runtime failed on a valid input
         └── OutOfMemory *       it failed for want of memory
 
@@ -17,6 +18,8 @@ Called by everything in ``engines``; read by ``stream_processors.disposition``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
@@ -38,6 +41,7 @@ class RefusalCode(StrEnum):
     TOO_FEW_PHASES = "too_few_phases"
     PHASES_INCONSISTENT = "phases_inconsistent"
     HEART_NOT_FOUND = "heart_not_found"
+    RECONSTRUCTION_POOR = "reconstruction_poor"
     # echo
     NO_B_MODE_CINE = "no_b_mode_cine"
     COLOUR_DOPPLER = "colour_doppler"
@@ -97,6 +101,35 @@ class BundleCorrupt(BundleError):
 
 class SelfTestFailed(BundleError):
     """The golden vectors do not come out as stored on this machine and runtime."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedNode:
+    """What a compiler does not take: the ``node`` of the ONNX graph, its ``operator`` and the compiler's ``reason``.
+
+    ``node`` and ``operator`` are empty where the compiler refuses the graph as a whole.
+    """
+
+    node: str
+    operator: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = f"node {self.node or 'without a name'} [{self.operator}]: " if self.operator else ""
+        return f"{place}{self.reason}"
+
+
+class PlanBuildFailed(BundleError):
+    """No plan was compiled or written: the compiler is missing, it refuses the graph, or another plan is in the way.
+
+    Args:
+        message: what was found, what was expected, what to do.
+        refused: the nodes that the compiler does not take.
+    """
+
+    def __init__(self, message: str, refused: Sequence[RefusedNode] = ()) -> None:
+        super().__init__(message)
+        self.refused = tuple(refused)
 
 
 class InferenceError(EngineError):

@@ -23,6 +23,7 @@ names = [module.name for module in pkgutil.walk_packages(engines.__path__, "engi
 for name in names:
     importlib.import_module(name)
 heavy = {"torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "sklearn", "highdicom", "pynetdicom"}
+heavy |= {"tensorrt_rtx_bindings"}
 print(json.dumps({"modules": names, "heavy": sorted(heavy & set(sys.modules))}))
 """
 
