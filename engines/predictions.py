@@ -1,12 +1,15 @@
 """What an engine says of one study: values with unit and interval, or an abstention with its reason.
 
-Made by ``engines.predictors``; read by ``stream_processors.reports``. Frozen and JSON-ready.
+Made by ``engines.predictors``; read by ``stream_processors.reports``. Frozen and, but for the picture, JSON-ready.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import RefusalCode
 from engines.records import Modality, SourceInstance
@@ -103,6 +106,25 @@ class ModelIdentity:
     intended_use: str
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """An explanation as an image; two pictures are equal only where they are the same object.
+
+    Args:
+        rgb_HW3: uint8 [H, W, 3]; no patient data is drawn.
+        caption: what it shows and how to read it, in sentences without patient data.
+    """
+
+    rgb_HW3: NDArray[np.uint8]
+    caption: str
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.rgb_HW3.shape, self.rgb_HW3.dtype
+        if dtype != np.uint8 or self.rgb_HW3.ndim != 3 or shape[2] != 3 or 0 in shape:
+            msg = f"a picture is {dtype} {shape}; expected uint8 [H, W, 3]"
+            raise ValueError(msg)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """The answer of one engine for one study.
@@ -114,6 +136,7 @@ class Prediction:
         region_px: (x0, y0, x1, y1) in the first source frame of ``sources[0]`` that was analysed, or None.
         out_of_distribution_score: 0 typical; 1 is the limit above which the engine abstains; None when not run.
         notes: sentences for the reader (warnings of decoding, quality), without patient data.
+        picture: why the engine says it, or None; never with an abstention, whose answer it would give away.
     """
 
     modality: Modality
@@ -125,9 +148,13 @@ class Prediction:
     region_px: tuple[int, int, int, int] | None = None
     out_of_distribution_score: float | None = None
     notes: tuple[str, ...] = field(default=())
+    picture: Picture | None = None
 
     def __post_init__(self) -> None:
         answered = bool(self.estimates or self.probabilities)
         if answered == (self.abstention is not None):
             msg = "a prediction either answers or abstains: exactly one of the two"
+            raise ValueError(msg)
+        if self.picture is not None and not answered:
+            msg = "an abstention carries no picture: it would show what the engine declines to say"
             raise ValueError(msg)

@@ -79,13 +79,22 @@ def demo_command(
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Leave verify.json and reports/*.dcm here."
 )
-def verify_command(method: str, seed: int, count: int, out: Path | None) -> None:
+@click.option(
+    "--rotate",
+    is_flag=True,
+    help="Send each study also turned by 90, 180 and 270 degrees (cmr); fail when that changes an answer.",
+)
+def verify_command(method: str, seed: int, count: int, out: Path | None, *, rotate: bool) -> None:
     """Send new phantom studies through the whole way and hold each report against the truth."""
-    from stream_processors.local.verify import run_verify
+    if rotate and method != "cmr":
+        msg = f"--rotate turns the images of cardiac MR studies; found --method {method}, expected --method cmr"
+        raise click.UsageError(msg)
+    from stream_processors.local.verify import VerifyOptions, run_verify
 
     _silence_libraries()
     with _explained():
-        sys.exit(run_verify(method, seed=seed, count=count, out=out, console=_wide_console()))
+        options = VerifyOptions(method=method, seed=seed, count=count, out=out, rotate=rotate)
+        sys.exit(run_verify(options, _wide_console()))
 
 
 @main.command("run")

@@ -4,14 +4,14 @@
           -> predict -> build -> store, the report last -> verify -> outcome
 
 Nothing is remembered between two messages. Who a report is follows from the claim and the engine, so a message that is
-delivered again finds its report and does nothing. The measurement report is stored after its companion: where it
-stands, everything stands. The consumer commits after ``run`` has returned.
+delivered again finds its report and does nothing. The measurement report is stored after its picture and its companion:
+where it stands, everything stands. The consumer commits after ``run`` has returned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pydicom.dataset import Dataset
@@ -31,7 +31,7 @@ from stream_processors.publisher import Publisher
 from stream_processors.reported import content_of, predecessors, read_report
 from stream_processors.reports.document import MANUFACTURER
 from stream_processors.reports.identity import TEMPLATE_VERSION, ReportKey
-from stream_processors.reports.measurement_report import ReportContext, build_reports, encode
+from stream_processors.reports.measurement_report import ReportContext, build_reports, encode, picture_of
 from stream_processors.routes import Route
 from stream_processors.settings import ReportSettings
 from stream_processors.stages import Checkpoint, Stage, Stopwatch, pass_by
@@ -121,8 +121,11 @@ class Pipeline:
             node=self.site.node,
             software_version=self.site.software_version,
         )
-        report, companion = build_reports(prediction, context)
-        return (report, companion) if self.site.report.companion else (report,)
+        shown = prediction if self.site.report.picture else replace(prediction, picture=None)
+        report, companion = build_reports(shown, context)
+        picture = picture_of(shown, context)
+        pictures = () if picture is None else (picture,)
+        return (report, *pictures, companion) if self.site.report.companion else (report, *pictures)
 
     def _store(self, report: Dataset, companions: Sequence[Dataset], timed: Stopwatch) -> Stored:
         written = [encoded(dataset) for dataset in (*companions, report)]

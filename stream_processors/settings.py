@@ -144,6 +144,7 @@ class ReportSettings(_Frozen):
         "1.2.840.10008.5.1.4.1.1.88.22", "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.88.34"
     ] = "1.2.840.10008.5.1.4.1.1.88.33"
     companion: bool = True
+    picture: bool = True
     report_refusals: bool = True
 
 

@@ -111,6 +111,10 @@ def _abstention(manifest: ManifestDraft) -> list[str]:
     if manifest.postprocess.modality is Modality.ECHO:
         spread = manifest.postprocess.clip_sd_limit_percent
         sentences.append(f"The clips of one study differ by more than {spread:g} EF points (standard deviation).")
+    if manifest.postprocess.modality is Modality.CMR and manifest.postprocess.reconstruction_gate is not None:
+        gate = manifest.postprocess.reconstruction_gate
+        share = f"{gate.percentile:g} % of held-out hearts lie below"
+        sentences.append(f"The reconstruction of either frame has a PSNR below {gate.minimum_db:.4g} dB ({share}).")
     return _bullets(sentences)
 
 

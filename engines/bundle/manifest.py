@@ -32,6 +32,9 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 CoveragePercent = Annotated[float, Field(gt=0, le=100)]
+FRAMES = 2
+"""Images of one cardiac MR study: end-diastole, then end-systole."""
+_PSNR = "psnr_db"
 DType = Literal["uint8", "int32", "int64", "float16", "float32", "float64"]
 
 
@@ -126,11 +129,31 @@ class EchoPostprocess(_Part):
     clip_sd_limit_percent: Positive
 
 
+class ReconstructionGate(_Part):
+    """How well the network must have rebuilt both frames of a study before its logit counts.
+
+    Args:
+        output: name of the network output with the PSNR of the frames (end-diastole, end-systole), in dB.
+        minimum_db: PSNR of either frame below which the engine abstains.
+        percentile: share of the held-out hearts below ``minimum_db``, in percent.
+    """
+
+    output: Literal["psnr_db"]
+    minimum_db: Positive
+    percentile: CoveragePercent
+
+
 class CmrPostprocess(_Part):
-    """One logit to the probability of an LVEF of at most 40 %."""
+    """One logit to the probability of an LVEF of at most 40 %.
+
+    Args:
+        risk: calibration of the output ``logit``.
+        reconstruction_gate: None for a network that rebuilds nothing, and only for one.
+    """
 
     modality: Literal[Modality.CMR]
     risk: ProbabilityTable
+    reconstruction_gate: ReconstructionGate | None
 
 
 class EcgPostprocess(_Part):
@@ -214,6 +237,7 @@ class ManifestDraft(_Part):
         _require(len(widths.get(self.out_of_distribution.output, ())) == 1, "an output that is the embedding")
         for name, width in _answer_widths(self.postprocess).items():
             _require(widths.get(name) == (width,), f"output {name} with {width} columns, as postprocess calibrates")
+        _check_latents(self.postprocess, widths)
         return self
 
 
@@ -234,8 +258,18 @@ def _answer_widths(post: EchoPostprocess | CmrPostprocess | EcgPostprocess) -> d
     if isinstance(post, EchoPostprocess):
         return {"ef": 1}
     if isinstance(post, CmrPostprocess):
-        return {"logit": 1}
+        return {"logit": 1} if post.reconstruction_gate is None else {"logit": 1, _PSNR: FRAMES}
     return {"estimates": len(post.estimates), "disease_logits": len(post.conditions)}
+
+
+def _check_latents(post: EchoPostprocess | CmrPostprocess | EcgPostprocess, widths: dict[str, tuple[int, ...]]) -> None:
+    """What a network that rebuilds its images states of its latents; N of them for each of two frames."""
+    gate = post.reconstruction_gate if isinstance(post, CmrPostprocess) else None
+    _require(gate is not None or _PSNR not in widths, f"a reconstruction gate for the output {_PSNR}")
+    relevance = widths.get("relevance")
+    if relevance is not None:
+        _require(len(relevance) == 2 and relevance[0] == FRAMES, "output relevance with one row per frame")
+        _require(widths.get("poses") == (relevance[1], 3), "output poses with three columns for each latent")
 
 
 def _require(condition: bool, expectation: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from engines.bundle.manifest import ConformalEstimate, ProbabilityTable
 from engines.errors import RefusalCode
 from engines.predictions import Abstention, ClassProbability, Estimate, Interval
+from engines.predictors.latent_picture import Latents
 from engines.preprocess.registry import Prepared
 
 _WORDS = {"lvef": "LVEF", "rvef": "RVEF", "cardiac_output": "Cardiac output"}
@@ -24,7 +25,7 @@ class Answer:
     """Either numbers or an abstention; ``used`` are the candidates it rests on, the one to show first.
 
     ``score`` is the out-of-distribution score of the least typical candidate used (of the most typical one where
-    all were left out).
+    all were left out). ``latents`` are given where a picture can show what the answer rests on.
     """
 
     used: tuple[Prepared, ...]
@@ -33,6 +34,7 @@ class Answer:
     probabilities: tuple[ClassProbability, ...] = ()
     abstention: Abstention | None = None
     notes: tuple[str, ...] = ()
+    latents: Latents | None = None
 
 
 def estimate(

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.bundle.card import NOT_FOR_CLINICAL_USE
 from engines.bundle.manifest import CmrPostprocess, EchoPostprocess
 from engines.bundle.reader import Bundle, load_bundle
-from engines.predictions import ModelIdentity, Prediction
+from engines.predictions import ModelIdentity, Picture, Prediction
 from engines.predictors.answer import Answer, unique
 from engines.predictors.cmr_risk import answer_cmr
 from engines.predictors.distance import EmbeddingStatistics
 from engines.predictors.ecg_cmr import answer_ecg
 from engines.predictors.echo_ef import answer_echo
+from engines.predictors.latent_picture import latent_picture
 from engines.preprocess.registry import Prepared
 from engines.preprocess.spec import PreprocessSpec, spec_sha256
 from engines.records import Modality
@@ -140,7 +142,14 @@ class Predictor:
             region_px=answer.used[0].region_px,
             out_of_distribution_score=answer.score,
             notes=unique((*answer.notes, *(note for candidate in answer.used for note in candidate.notes))),
+            picture=self._picture(answer),
         )
+
+    def _picture(self, answer: Answer) -> Picture | None:
+        if answer.latents is None:
+            return None
+        warning = f"{NOT_FOR_CLINICAL_USE.capitalize()}; trained on {self._manifest.training_data.rstrip('. ')}."
+        return latent_picture(answer.latents, condition="LVEF of 40 % or less", warning=warning)
 
 
 def load_predictor(path: Path, preference: Sequence[str] = PREFERENCE) -> Predictor:

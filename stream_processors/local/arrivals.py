@@ -52,13 +52,23 @@ def arrivals_in(path: Path) -> list[Arrival]:
     return [Arrival(uid, tuple(members)) for uid, members in studies.items()]
 
 
-def make_phantoms(methods: Sequence[str], *, seed: int, count: int, out: Path) -> list[dict[str, Any]]:
+def make_phantoms(
+    methods: Sequence[str], *, seed: int, count: int, out: Path, turned: bool = False
+) -> list[dict[str, Any]]:
     """Make ``count`` studies of each method below ``out/<method>``; return their truths, files as absolute paths.
+
+    Args:
+        methods: kinds of study.
+        seed: which hearts.
+        count: studies of each method.
+        out: folder to write to.
+        turned: of each cardiac MR study also the three that hold its pixels turned by 90, 180 and 270 degrees.
 
     Raises:
         InputUnusable: the phantom program failed; the message carries its words.
     """
-    return [truth for method in methods for truth in _make(method, seed, count, out / method)]
+    more = ["--turned"] if turned else []
+    return [truth for method in methods for truth in _make(method, seed, count, out / method, more)]
 
 
 def of_truths(truths: Iterable[dict[str, Any]]) -> list[Arrival]:
@@ -66,10 +76,10 @@ def of_truths(truths: Iterable[dict[str, Any]]) -> list[Arrival]:
     return [Arrival(truth["study_instance_uid"], tuple(Path(file) for file in truth["files"])) for truth in truths]
 
 
-def _make(method: str, seed: int, count: int, out: Path) -> list[dict[str, Any]]:
+def _make(method: str, seed: int, count: int, out: Path, more: Sequence[str]) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "training.cli", "phantoms", "make"]
     options = ["--method", method, "--seed", str(seed), "--n", str(count), "--out", str(out)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *options, *more], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise InputUnusable(f"no {method} phantoms could be made:\n{done.stderr[-2000:]}")
     truths: list[dict[str, Any]] = json.loads((out / "truth.json").read_text())

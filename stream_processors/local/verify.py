@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,51 @@ def _judge_interval(measurements: Sequence[Mapping[str, Any]], truth: Mapping[st
     return Verdict.RIGHT if interval["low"] <= truth["lvef_percent"] <= interval["high"] else Verdict.WRONG
 
 
-def run_verify(method: str, *, seed: int, count: int, out: Path | None, console: Console) -> int:
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What the user asked for; see ``purkinje verify --help``."""
+
+    method: str
+    seed: int
+    count: int
+    out: Path | None
+    rotate: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """How the answers for turned studies compare with those for the same studies unturned.
+
+    Args:
+        turned: studies whose pixels were turned.
+        changed: of them, those with another answer: outcome, reason code or decision.
+        largest_probability_change: 0 to 1, over the studies that were answered both ways.
+    """
+
+    turned: int
+    changed: int
+    largest_probability_change: float
+
+    @property
+    def line(self) -> str:
+        """``turned T changed C largest probability change D``."""
+        change = f"{self.largest_probability_change:.4f}"
+        return f"turned {self.turned} changed {self.changed} largest probability change {change}"
+
+
+def run_verify(options: VerifyOptions, console: Console) -> int:
     """Make, send, wait, compare; the last line printed says how many were right, refused and wrong.
 
+    With ``rotate`` the line before it says what turning changed; the verdicts count the studies that were not turned.
+
     Returns:
-        0 when every study has exactly one outcome, whatever the verdicts are.
+        0 when every study has exactly one outcome and turning changed no answer, whatever the verdicts are.
     """
+    method, seed, count, out = options.method, options.seed, options.count, options.out
     with tempfile.TemporaryDirectory(prefix="purkinje-verify-") as name:
         folder = Path(name)
         with console.status(f"making {count} {method} phantoms from seed {seed}"):
-            truths = make_phantoms([method], seed=seed, count=count, out=folder / "phantoms")
+            truths = make_phantoms([method], seed=seed, count=count, out=folder / "phantoms", turned=options.rotate)
         with LocalStack(folder / "stack") as stack:
             send(stack, of_truths(truths), console)
             studies = [truth["study_instance_uid"] for truth in truths]
@@ -74,8 +110,11 @@ def run_verify(method: str, *, seed: int, count: int, out: Path | None, console:
     console.print(_table(compared))
     if out is not None:
         _write(out, compared, reports)
-    console.print(last_line(compared), highlight=False)
-    return 0 if len(entries) == len(truths) and not account.contradictions else 1
+    turns = turns_of(compared)
+    if options.rotate:
+        console.print(turns.line, highlight=False)
+    console.print(last_line([entry for entry in compared if not is_turned(entry)]), highlight=False)
+    return 0 if len(entries) == len(truths) and not account.contradictions and not turns.changed else 1
 
 
 def compare(entries: Sequence[dict[str, Any]], truths: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -83,6 +122,32 @@ def compare(entries: Sequence[dict[str, Any]], truths: Sequence[dict[str, Any]])
     by_study = {truth["study_instance_uid"]: {k: v for k, v in truth.items() if k != "files"} for truth in truths}
     pairs = [(entry, by_study[entry["study_instance_uid"]]) for entry in entries]
     return [{**entry, "truth": truth, "verdict": judge(entry, truth).value} for entry, truth in pairs]
+
+
+def turns_of(compared: Sequence[Mapping[str, Any]]) -> Turns:
+    """Hold every turned study against the unturned one it was made from."""
+    unturned = {entry["study_instance_uid"]: entry for entry in compared if not is_turned(entry)}
+    pairs = [(unturned[each["truth"]["unturned_study_instance_uid"]], each) for each in compared if is_turned(each)]
+    changes = [abs(one - other) for pair in pairs for one, other in zip(*map(_probabilities, pair), strict=False)]
+    return Turns(
+        turned=len(pairs),
+        changed=sum(_answer(one) != _answer(other) for one, other in pairs),
+        largest_probability_change=max(changes, default=0.0),
+    )
+
+
+def is_turned(entry: Mapping[str, Any]) -> bool:
+    """True for a study whose stored pixels were turned."""
+    return bool(entry["truth"]["turned_degrees"])
+
+
+def _answer(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    decisions = [(each["condition"], each["decision"]) for each in entry["probabilities"]]
+    return entry["outcome"], entry["reason_code"], *sorted(decisions, key=str)
+
+
+def _probabilities(entry: Mapping[str, Any]) -> list[float]:
+    return [each["probability"] for each in sorted(entry["probabilities"], key=lambda each: str(each["condition"]))]
 
 
 def last_line(compared: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """What a cardiac MR report says: the probability that the left ventricular ejection fraction is 40 % or less.
 
-One group (TID 1410) on the analysed crop of the end-diastolic frame. Called by ``measurement_report``.
+One group (TID 1410) on the analysed crop of the end-diastolic frame, with the picture that explains the probability
+where the engine drew one. Called by ``measurement_report``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import highdicom as hd
 
 from stream_processors.reports import codes
 from stream_processors.reports.content import Items, Subject, group, image_sources, probability_number
+from stream_processors.reports.picture import picture_item
 
 
 def groups(subject: Subject) -> Items:
@@ -35,4 +37,6 @@ def groups(subject: Subject) -> Items:
             hd.sr.QualitativeEvaluation(codes.CARDIOVASCULAR_EVENT_RISK, codes.risk_of(decision)),
         ],
     )
+    if subject.prediction.picture is not None:
+        answer[0].ContentSequence.append(picture_item(subject.context.key))
     return [answer]

@@ -34,6 +34,8 @@ SOURCE_OF_MEASUREMENT: Final = Code("121112", "DCM", "Source of Measurement")
 IMAGE_REGION: Final = Code("111030", "DCM", "Image Region")
 ACQUISITION_EQUIPMENT: Final = Code("109101", "DCM", "Acquisition Equipment")
 PROCESSING_EQUIPMENT: Final = Code("109102", "DCM", "Processing Equipment")
+VISUAL_EXPLANATION: Final = Code("130401", "DCM", "Visual explanation")
+SOURCE_IMAGE: Final = Code("121322", "DCM", "Source image for image processing operation")
 
 # -- the readable companion (TID 2000, CID 7000 to 7002) --------------------------------------------------------------
 DIAGNOSTIC_IMAGING_REPORT: Final = Code("18748-4", "LN", "Diagnostic Imaging Report")
@@ -177,7 +179,9 @@ PROCEDURES: Final[dict[Modality, Code]] = {
     Modality.ECG: TWELVE_LEAD_ECG,
 }
 
-RAN_AND_ABSTAINED: Final = frozenset({RefusalCode.OUT_OF_DISTRIBUTION, RefusalCode.CLIPS_DISAGREE})
+RAN_AND_ABSTAINED: Final = frozenset(
+    {RefusalCode.OUT_OF_DISTRIBUTION, RefusalCode.CLIPS_DISAGREE, RefusalCode.RECONSTRUCTION_POOR}
+)
 """Reasons an engine gives after it ran; with any other reason it was not run at all (a refusal)."""
 
 

@@ -17,7 +17,13 @@ from engines.predictions import Prediction
 from stream_processors.reports import codes
 from stream_processors.reports.content import text
 from stream_processors.reports.evidence import Evidence
-from stream_processors.reports.wording import evidence_sentences, model_sentences, result_sentences, status_sentences
+from stream_processors.reports.wording import (
+    evidence_sentences,
+    model_sentences,
+    picture_sentences,
+    result_sentences,
+    status_sentences,
+)
 
 COMPANION_SOP_CLASS_UID = "1.2.840.10008.5.1.4.1.1.88.22"
 
@@ -34,7 +40,7 @@ def companion_root(prediction: Prediction, evidence: Evidence, observation_conte
     root.ContentSequence = hd.sr.ContentSequence(observation_context)
     findings = [*status_sentences(prediction.model), *result_sentences(prediction)]
     root.ContentSequence.append(_section(codes.FINDINGS, codes.FINDING, findings))
-    notes = [*prediction.notes, *evidence_sentences(evidence)]
+    notes = [*prediction.notes, *picture_sentences(prediction), *evidence_sentences(evidence)]
     if notes:
         root.ContentSequence.append(_section(codes.SUMMARY, codes.CONCLUSION, notes))
     procedure = _section(codes.CURRENT_PROCEDURE_DESCRIPTIONS, codes.PROCEDURE_DESCRIPTION, model_sentences(prediction))

@@ -1,6 +1,6 @@
-"""The shell around a content tree: patient, study, series, equipment, general SR attributes, and the bytes on disk.
+"""The shell around what we write: patient, study, series, equipment, general SR attributes, and the bytes on disk.
 
-One shell for both documents (measurement report and companion), so that identity, times and flags agree. Every value
+One shell for the documents (measurement report and companion) and the picture, so that identity, times and flags agree. Every value
 follows from the arguments: no clock, no random number, no version of a library. Knows nothing of what a report says.
 """
 
@@ -32,14 +32,16 @@ _LONG_STRING = 64  # PS3.5 6.2, VR LO
 
 @dataclass(frozen=True, kw_only=True)
 class Shell:
-    """What distinguishes one document of a report from the other.
+    """What distinguishes one object of a report from the others.
 
     Args:
+        modality: Modality of the series (PS3.3 C.7.3.1.1.1): ``SR``, and ``OT`` for the picture.
         sop_class_uid, sop_instance_uid, series_instance_uid: identity.
         series_number: 9001 and above, where no scanner counts.
         series_description: what the study list shows; cut to 64 characters.
     """
 
+    modality: str
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
@@ -60,19 +62,26 @@ def build_document(
         context: time, node, version, predecessors.
         model: the engine, as contributing equipment.
     """
-    document = Dataset()
-    document.update(evidence.subject)
-    document.file_meta = _file_meta(shell)
-    document.SpecificCharacterSet = "ISO_IR 192"
-    document.SOPClassUID = shell.sop_class_uid
-    document.SOPInstanceUID = shell.sop_instance_uid
-    _add_series(document, shell)
-    _add_equipment(document, evidence, context, model)
-    _add_times(document, context.event_time_utc, evidence.utc_offset)
+    document = begin_object(shell, evidence, context, model)
+    document.ReferencedPerformedProcedureStepSequence = []
     _add_document_general(document, evidence, context)
     separate(root)
     document.update(root)
     return document
+
+
+def begin_object(shell: Shell, evidence: Evidence, context: ReportContext, model: ModelIdentity) -> Dataset:
+    """What every object of ours has: patient, study, series, equipment, times and file meta information."""
+    started = Dataset()
+    started.update(evidence.subject)
+    started.file_meta = _file_meta(shell)
+    started.SpecificCharacterSet = "ISO_IR 192"
+    started.SOPClassUID = shell.sop_class_uid
+    started.SOPInstanceUID = shell.sop_instance_uid
+    _add_series(started, shell)
+    _add_equipment(started, evidence, context, model)
+    _add_times(started, context.event_time_utc, evidence.utc_offset)
+    return started
 
 
 def encode(document: Dataset) -> bytes:
@@ -101,12 +110,11 @@ def _file_meta(shell: Shell) -> FileMetaDataset:
 
 
 def _add_series(document: Dataset, shell: Shell) -> None:
-    document.Modality = "SR"
+    document.Modality = shell.modality
     document.SeriesInstanceUID = shell.series_instance_uid
     document.SeriesNumber = shell.series_number
     document.SeriesDescription = shell.series_description[:_LONG_STRING].rstrip()
     document.InstanceNumber = 1
-    document.ReferencedPerformedProcedureStepSequence = []
 
 
 def _add_equipment(document: Dataset, evidence: Evidence, context: ReportContext, model: ModelIdentity) -> None:

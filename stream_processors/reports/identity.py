@@ -13,7 +13,7 @@ from functools import cached_property
 
 from engines.records import Modality
 
-TEMPLATE_VERSION = 1
+TEMPLATE_VERSION = 2
 """Version of the content this package writes; raise it with every change of what a report says."""
 
 _SEPARATOR = "\x1f"
@@ -74,6 +74,16 @@ class ReportKey:
     def companion_series_instance_uid(self) -> str:
         """Of the series that holds the companion and nothing else."""
         return self._uid("companion-series")
+
+    @property
+    def picture_sop_instance_uid(self) -> str:
+        """Of the picture that explains the answer."""
+        return self._uid("picture-instance")
+
+    @property
+    def picture_series_instance_uid(self) -> str:
+        """Of the series that holds the picture and nothing else."""
+        return self._uid("picture-series")
 
     @property
     def algorithm_uid(self) -> str:

@@ -1,12 +1,14 @@
 """A prediction becomes two DICOM documents: the measurement report for programs, the companion for people.
 
 TID 1500 through highdicom, for an answer as measurement groups, for an abstention or refusal as a coded statement with
-its reason and no number at all. The pipeline calls ``build_reports`` and ``encode``; nothing here stores or sends.
+its reason and no number at all. Where the engine drew a picture the report refers to it, and ``picture_of`` makes it.
+The pipeline calls ``build_reports``, ``picture_of`` and ``encode``; nothing here stores or sends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import highdicom as hd
@@ -20,9 +22,10 @@ from stream_processors.reports.companion import COMPANION_SOP_CLASS_UID, compani
 from stream_processors.reports.content import Items, Subject, algorithm, text
 from stream_processors.reports.context import ReportContext
 from stream_processors.reports.document import MANUFACTURER, Shell, build_document, encode
-from stream_processors.reports.evidence import normalise_evidence
+from stream_processors.reports.evidence import Evidence, normalise_evidence
+from stream_processors.reports.picture import PICTURE_SOP_CLASS_UID, build_picture, picture_instance
 
-__all__ = ["ReportContext", "build_reports", "encode"]
+__all__ = ["ReportContext", "build_reports", "encode", "picture_of"]
 
 _GROUPS: Final[dict[Modality, Callable[[Subject], Items]]] = {
     Modality.ECHO: echo_ef.groups,
@@ -53,10 +56,33 @@ def build_reports(prediction: Prediction, context: ReportContext) -> tuple[Datas
         raise ValueError(msg)
     evidence = normalise_evidence(context.evidence, prediction.sources)
     subject = Subject(prediction=prediction, context=context, evidence=evidence)
-    report = build_document(_report_root(subject), _report_shell(subject), evidence, context, prediction.model)
+    referred = _with_picture(subject)
+    report = build_document(_report_root(subject), _report_shell(subject), referred, context, prediction.model)
     readable = companion_root(prediction, evidence, [*_language(), *_observation_context(subject)])
     companion = build_document(readable, _companion_shell(subject), evidence, context, prediction.model)
     return report, companion
+
+
+def picture_of(prediction: Prediction, context: ReportContext) -> Dataset | None:
+    """The picture that the measurement report refers to, or None where the engine drew none.
+
+    Raises:
+        ValueError: the evidence lacks UIDs.
+    """
+    if prediction.picture is None:
+        return None
+    evidence = normalise_evidence(context.evidence, prediction.sources)
+    subject = Subject(prediction=prediction, context=context, evidence=evidence)
+    return build_picture(prediction.picture, _picture_shell(subject), subject)
+
+
+def _with_picture(subject: Subject) -> Evidence:
+    """What the measurement report refers to: its sources, and the picture where there is one."""
+    evidence = subject.evidence
+    if subject.prediction.picture is None:
+        return evidence
+    picture = picture_instance(subject.context.key, str(evidence.subject.StudyInstanceUID))
+    return replace(evidence, instances=tuple(sorted((*evidence.instances, picture))))
 
 
 def ran_and_abstained(prediction: Prediction, abstention: Abstention) -> bool:
@@ -126,6 +152,7 @@ def _observation_context(subject: Subject) -> Any:
 def _report_shell(subject: Subject) -> Shell:
     key = subject.context.key
     return Shell(
+        modality="SR",
         sop_class_uid=key.sop_class_uid,
         sop_instance_uid=key.sop_instance_uid,
         series_instance_uid=key.series_instance_uid,
@@ -137,11 +164,24 @@ def _report_shell(subject: Subject) -> Shell:
 def _companion_shell(subject: Subject) -> Shell:
     key = subject.context.key
     return Shell(
+        modality="SR",
         sop_class_uid=COMPANION_SOP_CLASS_UID,
         sop_instance_uid=key.companion_sop_instance_uid,
         series_instance_uid=key.companion_series_instance_uid,
         series_number=_FIRST_SERIES_NUMBER[key.modality] + 1,
         series_description=_series_description(subject, "AI text"),
+    )
+
+
+def _picture_shell(subject: Subject) -> Shell:
+    key = subject.context.key
+    return Shell(
+        modality="OT",
+        sop_class_uid=PICTURE_SOP_CLASS_UID,
+        sop_instance_uid=key.picture_sop_instance_uid,
+        series_instance_uid=key.picture_series_instance_uid,
+        series_number=_FIRST_SERIES_NUMBER[key.modality] + 2,
+        series_description=_series_description(subject, "AI picture"),
     )
 
 

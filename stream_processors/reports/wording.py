@@ -20,7 +20,10 @@ def result_sentences(prediction: Prediction) -> list[str]:
     if prediction.abstention is not None:
         return [f"No result: {prediction.abstention.reason}", f"Reason code: {prediction.abstention.code.value}"]
     sentences = [_estimate(prediction.modality, estimate) for estimate in prediction.estimates]
-    return sentences + [_probability(probability) for probability in prediction.probabilities]
+    sentences += [_probability(probability) for probability in prediction.probabilities]
+    if prediction.modality is Modality.CMR:
+        sentences += [_meaning(probability) for probability in prediction.probabilities]
+    return sentences
 
 
 def status_sentences(model: ModelIdentity) -> list[str]:
@@ -52,6 +55,13 @@ def evidence_sentences(evidence: Evidence) -> list[str]:
     ]
 
 
+def picture_sentences(prediction: Prediction) -> list[str]:
+    """Where the picture lies and how it is read."""
+    if prediction.picture is None:
+        return []
+    return [f"The series AI picture of this study shows what carries the result. {prediction.picture.caption}"]
+
+
 def _clause(sentence: str) -> str:
     return sentence.strip().rstrip(".")
 
@@ -66,6 +76,15 @@ def _estimate(modality: Modality, estimate: Estimate) -> str:
     if estimate.between_clip_sd is None:
         return sentence
     return f"{sentence} Mean of several clips, standard deviation {reported(estimate.between_clip_sd)} {estimate.unit}."
+
+
+def _meaning(probability: ClassProbability) -> str:
+    share = f"{100 * probability.probability:.0f} of 100"
+    return (
+        f"How to read it: among cases like those the model was calibrated on, about {share} with this probability have "
+        f"the finding ({codes.CONDITIONS[probability.condition].label.lower()}). It is called present or absent only "
+        "where the whole interval lies on one side of the threshold. No volume and no ejection fraction was measured."
+    )
 
 
 def _probability(probability: ClassProbability) -> str:

@@ -50,7 +50,7 @@ ECHO = EchoSpec(
 )
 CMR = CmrSpec(
     kind="cmr",
-    preprocess_version=1,
+    preprocess_version=2,
     size_px=16,
     pixel_spacing_mm=2.0,
     search_spacing_mm=4.0,
@@ -138,7 +138,7 @@ def postprocess(modality: Modality) -> m.Postprocess:
     estimates = (conformal("lvef"), conformal("rvef"), conformal("cardiac_output", unit="l/min"))
     return {
         Modality.ECHO: m.EchoPostprocess(modality=Modality.ECHO, lvef=conformal(), clip_sd_limit_percent=8.0),
-        Modality.CMR: m.CmrPostprocess(modality=Modality.CMR, risk=table()),
+        Modality.CMR: m.CmrPostprocess(modality=Modality.CMR, risk=table(), reconstruction_gate=None),
         Modality.ECG: m.EcgPostprocess(
             modality=Modality.ECG, estimates=estimates, conditions=tuple(map(table, DISEASES))
         ),

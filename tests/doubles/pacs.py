@@ -68,7 +68,7 @@ class FakePacs:
         """Nothing to release."""
 
     def measurement_reports(self) -> list[bytes]:
-        """The stored reports without their companions, by root concept 126000."""
+        """The stored reports without their companions and pictures, by root concept 126000."""
         return [content for content in self.reports.values() if _root(content) == "126000"]
 
     def _answer(self, name: str) -> None:
@@ -111,4 +111,5 @@ def _pairs(instances: Iterable[tuple[str, bytes]]) -> list[tuple[str, str]]:
 
 
 def _root(content: bytes) -> str:
-    return str(dcmread(BytesIO(content)).ConceptNameCodeSequence[0].CodeValue)
+    roots = dcmread(BytesIO(content)).get("ConceptNameCodeSequence")
+    return str(roots[0].CodeValue) if roots else ""

@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from engines.decode.spool import Spool
 from engines.decode.study import StudyReading
 from engines.errors import Refusal
-from engines.predictions import ModelIdentity, Prediction
+from engines.predictions import ModelIdentity, Picture, Prediction
 from engines.preprocess.registry import Prepared
 from engines.records import Modality
 from tests.doubles.reports import make_model, make_prediction
@@ -59,6 +59,7 @@ class FakeEngine:
         self.faults: list[Exception] = []
         self.asked = 0
         self.model = make_model(modality)
+        self.picture: Picture | None = None
 
     @property
     def identity(self) -> ModelIdentity:
@@ -69,7 +70,7 @@ class FakeEngine:
         if self.faults:
             raise self.faults.pop(0)
         prediction = make_prediction(self.modality, self.answer, self.headers)
-        return Prediction(**{**vars(prediction), "model": self.model})
+        return Prediction(**{**vars(prediction), "model": self.model, "picture": self.picture})
 
     def close(self) -> None:
         """Nothing to free."""

@@ -7,10 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from pydicom.dataset import Dataset
 
 from engines.errors import RefusalCode
-from engines.predictions import Abstention, ClassProbability, Estimate, Interval, ModelIdentity, Prediction
+from engines.predictions import Abstention, ClassProbability, Estimate, Interval, ModelIdentity, Picture, Prediction
 from engines.records import Modality, SourceInstance
 from stream_processors.reports.identity import TEMPLATE_VERSION, ReportKey
 from stream_processors.reports.measurement_report import ReportContext
@@ -118,6 +119,13 @@ def make_prediction(modality: Modality, answer: str, headers: Sequence[Dataset])
     }[modality]
     region = None if modality is Modality.ECG else (40, 20, 600, 460)
     return replace(empty, abstention=None, region_px=region, out_of_distribution_score=0.4, **content)
+
+
+def make_picture() -> Picture:
+    """A small picture of an odd number of bytes: red above, blue below."""
+    pixels = np.zeros((5, 3, 3), np.uint8)
+    pixels[:3, :, 0], pixels[3:, :, 2] = 255, 200
+    return Picture(rgb_HW3=pixels, caption="Red speaks for it, blue against it.")
 
 
 def make_context(modality: Modality, headers: Sequence[Dataset], **changes: Any) -> ReportContext:

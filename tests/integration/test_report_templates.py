@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from engines.records import Modality
 from stream_processors.reports.measurement_report import build_reports, encode
 from stream_processors.reports.validate import PIXELMED, Complaint
-from tests.doubles.reports import make_context, make_header, make_prediction
+from tests.doubles.reports import make_context, make_header, make_picture, make_prediction
 
 TYPES = [
     (Modality.ECHO, "answered", 0),
@@ -18,6 +19,8 @@ TYPES = [
     (Modality.ECG, "answered", 0),
     (Modality.ECHO, "abstained", 0),
     (Modality.ECG, "answered", 1),
+    (Modality.CMR, "explained", 0),
+    (Modality.CMR, "explained", 1),
 ]
 
 
@@ -33,7 +36,9 @@ def pixelmed() -> None:
 def complain(modality: Modality, answer: str, which: int, folder: Path) -> list[Complaint]:
     """Everything PixelMed says of one document (0 report, 1 companion)."""
     headers = [make_header(modality, number) for number in (1, 2)]
-    documents = build_reports(make_prediction(modality, answer, headers), make_context(modality, headers))
+    prediction = make_prediction(modality, "answered" if answer == "explained" else answer, headers)
+    picture = make_picture() if answer == "explained" else None
+    documents = build_reports(replace(prediction, picture=picture), make_context(modality, headers))
     path = folder / "document.dcm"
     path.write_bytes(encode(documents[which]))
     return PIXELMED.complaints(path)

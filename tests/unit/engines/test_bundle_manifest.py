@@ -144,3 +144,66 @@ def test_table_needs_two_points() -> None:
     """A probability cannot be interpolated on one point."""
     with pytest.raises(ValidationError):
         m.ProbabilityTable.model_validate({**table().model_dump(), "logits": [0.0], "low": [0.1], "high": [0.2]})
+
+
+def _latent_json() -> dict[str, Any]:
+    """The document of a cardiac MR network that rebuilds its images: 64 latents on two frames, and the gate."""
+    document = _json(Modality.CMR)
+    shapes = {"psnr_db": [-1, 2], "contexts": [-1, 2, 64, 16], "poses": [-1, 64, 3], "relevance": [-1, 2, 64]}
+    document["outputs"] += [{"name": name, "dtype": "float32", "shape": shape} for name, shape in shapes.items()]
+    document["golden"]["output_tolerance"] |= dict.fromkeys(shapes, 0.001)
+    gate = {"output": "psnr_db", "minimum_db": 27.5, "percentile": 1.0}
+    document["postprocess"]["reconstruction_gate"] = gate
+    return document
+
+
+def test_a_network_with_latents_has_a_manifest_and_a_card() -> None:
+    """Outputs with more axes than columns are described, and the card says when the gate abstains."""
+    found = m.ManifestDraft.model_validate(_latent_json())
+    assert m.ManifestDraft.model_validate_json(found.model_dump_json()) == found
+    text = model_card(found)
+    assert "| output | contexts | float32 | batch x 2 x 64 x 16 |" in text
+    assert "a PSNR below 27.5 dB (1 % of held-out hearts lie below)" in text
+    assert "PSNR" not in model_card(draft(Modality.CMR))
+
+
+@pytest.mark.parametrize("field", ["output", "minimum_db", "percentile"])
+def test_no_field_of_the_gate_has_a_default(field: str) -> None:
+    """The gate is stated whole, and a network without one says so itself."""
+    document = _latent_json()
+    del document["postprocess"]["reconstruction_gate"][field]
+    with pytest.raises(ValidationError, match=field):
+        m.ManifestDraft.model_validate(document)
+    silent = _json(Modality.CMR)
+    del silent["postprocess"]["reconstruction_gate"]
+    with pytest.raises(ValidationError, match="reconstruction_gate"):
+        m.ManifestDraft.model_validate(silent)
+
+
+def test_the_gate_and_its_output_come_together() -> None:
+    """A PSNR nobody looks at and a gate without its output are both refused."""
+    ungated, blind = _latent_json(), _latent_json()
+    ungated["postprocess"]["reconstruction_gate"] = None
+    with pytest.raises(ValidationError, match="a reconstruction gate for the output psnr_db"):
+        m.ManifestDraft.model_validate(ungated)
+    blind["outputs"] = [output for output in blind["outputs"] if output["name"] != "psnr_db"]
+    del blind["golden"]["output_tolerance"]["psnr_db"]
+    with pytest.raises(ValidationError, match="output psnr_db with 2 columns"):
+        m.ManifestDraft.model_validate(blind)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("psnr_db", [-1, 3], "output psnr_db with 2 columns"),
+        ("relevance", [-1, 64, 2], "one row per frame"),
+        ("relevance", [-1, 2, 63], "three columns for each latent"),
+        ("poses", [-1, 64, 2], "three columns for each latent"),
+    ],
+)
+def test_outputs_of_the_latents_fit_each_other(name: str, shape: list[int], message: str) -> None:
+    """Frames and latents are the same in every output that is about them."""
+    document = _latent_json()
+    next(output for output in document["outputs"] if output["name"] == name)["shape"] = shape
+    with pytest.raises(ValidationError, match=message):
+        m.ManifestDraft.model_validate(document)

@@ -371,3 +371,12 @@ def test_clips_that_disagree_are_an_abstention() -> None:
     abstention = Abstention(code=RefusalCode.CLIPS_DISAGREE, reason="The clips differ by 30 %.")
     report, _ = build_reports(replace(prediction, abstention=abstention), make_context(Modality.ECHO, headers))
     assert children(children(report, "C0034375")[0], "111065")[0].ConceptCodeSequence[0].CodeMeaning == "Failed"
+
+
+def test_the_text_of_a_probability_says_how_to_read_it() -> None:
+    """What the probability of a cardiac MR report means, and what was not measured, follow the number."""
+    _, companion = build(Modality.CMR)
+    sentences = [item.TextValue for item in walk(companion) if item.ValueType == "TEXT"]
+    number = next(index for index, sentence in enumerate(sentences) if "probability 83.1 %" in sentence)
+    assert "about 83 of 100 with this probability have the finding" in sentences[number + 1]
+    assert "No volume and no ejection fraction was measured." in sentences[number + 1]

@@ -41,6 +41,8 @@ def test_every_uid_is_well_formed(site: str, digest: str, model: str) -> None:
         key.series_instance_uid,
         key.companion_sop_instance_uid,
         key.companion_series_instance_uid,
+        key.picture_sop_instance_uid,
+        key.picture_series_instance_uid,
         key.algorithm_uid,
         key.tracking_uid("lvef"),
         key.device_observer_uid("node"),
@@ -54,6 +56,7 @@ def test_every_part_of_the_key_changes_the_instance(field: str) -> None:
     """A report of another study, engine, site or template is another instance."""
     other = replace(KEY, **{field: OTHER.get(field, "other")})
     assert other.sop_instance_uid != KEY.sop_instance_uid
+    assert other.picture_sop_instance_uid != KEY.picture_sop_instance_uid
     assert other.companion_series_instance_uid != KEY.companion_series_instance_uid
 
 

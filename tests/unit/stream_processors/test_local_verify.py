@@ -1,0 +1,170 @@
+"""``verify --rotate``: which answers turning changes, and by how much, without Orthanc."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from stream_processors.cli import main
+from stream_processors.local import arrivals, verify
+from stream_processors.local.arrivals import make_phantoms
+from stream_processors.local.ledger import Account
+from stream_processors.local.verify import VerifyOptions, compare, run_verify, turns_of
+
+DEGREES = (0, 90, 180, 270)
+Said = Mapping[str, Any]
+
+
+def answered(probability: float, *, decision: bool | None) -> dict[str, Any]:
+    """How a study with a number ends."""
+    said = {
+        "condition": "lvef_at_most_40",
+        "probability": probability,
+        "interval": {"low": 0.0, "high": 1.0},
+        "decision": decision,
+    }
+    return {"outcome": "reported", "reason_code": None, "reason": None, "probabilities": [said]}
+
+
+def unanswered(outcome: str, code: str) -> dict[str, Any]:
+    """How a study without a number ends."""
+    return {"outcome": outcome, "reason_code": code, "reason": code, "probabilities": []}
+
+
+RISK = answered(0.9, decision=True)
+
+
+def studies(*ends: Said) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Entries and truths of one heart with LVEF 30 %, unturned first."""
+    entries, truths = [], []
+    for degrees, end in zip(DEGREES, ends, strict=False):
+        uid = f"2.25.{degrees}"
+        entries.append({"study_instance_uid": uid, "modality": "cmr", "measurements": [], "stage_ms": {}, **end})
+        truth = {"study_instance_uid": uid, "lvef_percent": 30.0, "files": [], "turned_degrees": degrees}
+        truths.append({**truth, "unturned_study_instance_uid": "2.25.0"})
+    return entries, truths
+
+
+@pytest.mark.parametrize(
+    ("ends", "line"),
+    [
+        ((RISK, RISK, RISK, RISK), "turned 3 changed 0 largest probability change 0.0000"),
+        (
+            (RISK, answered(0.88, decision=True), RISK, answered(0.93, decision=True)),
+            "turned 3 changed 0 largest probability change 0.0300",
+        ),
+        (
+            (RISK, answered(0.4, decision=None), RISK, answered(0.1, decision=False)),
+            "turned 3 changed 2 largest probability change 0.8000",
+        ),
+        (
+            (RISK, RISK, unanswered("refused", "heart_not_found"), unanswered("abstained", "reconstruction_poor")),
+            "turned 3 changed 2 largest probability change 0.0000",
+        ),
+        (
+            (
+                unanswered("abstained", "out_of_distribution"),
+                unanswered("abstained", "out_of_distribution"),
+                unanswered("abstained", "reconstruction_poor"),
+                unanswered("refused", "out_of_distribution"),
+            ),
+            "turned 3 changed 2 largest probability change 0.0000",
+        ),
+        ((RISK,), "turned 0 changed 0 largest probability change 0.0000"),
+    ],
+)
+def test_changed_answers_are_counted(ends: Sequence[Said], line: str) -> None:
+    """Another decision, outcome or reason code is a change; another probability alone is not, but it is told."""
+    assert turns_of(compare(*studies(*ends))).line == line
+
+
+class FakeStack:
+    """Stands for Orthanc, the log and the processors; nothing is started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to stop."""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, ends: Sequence[Said], *, rotate: bool) -> tuple[int, list[str]]:
+    """Run ``verify`` on studies that end so; return exit code and lines."""
+    entries, truths = studies(*ends)
+    asked: list[bool] = []
+
+    def phantoms(*_: object, turned: bool, **_more: object) -> list[dict[str, Any]]:
+        asked.append(turned)
+        return truths
+
+    replaced = {
+        "LocalStack": FakeStack,
+        "make_phantoms": phantoms,
+        "send": lambda *_: None,
+        "wait_for_outcomes": lambda *_: Account({}, {}),
+        "summarise": lambda *_: entries,
+        "fetch_reports": lambda *_: {},
+    }
+    for name, double in replaced.items():
+        monkeypatch.setattr(verify, name, double)
+    console = Console(record=True, width=150, file=io.StringIO())
+    code = run_verify(VerifyOptions(method="cmr", seed=1, count=1, out=None, rotate=rotate), console)
+    assert asked == [rotate]
+    return code, console.export_text().strip().splitlines()
+
+
+def test_a_changed_answer_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdicts count the studies as they were made; one changed answer among the turned makes the exit code 1."""
+    code, lines = run(monkeypatch, (RISK, RISK, RISK, answered(0.2, decision=False)), rotate=True)
+    assert lines[-2:] == ["turned 3 changed 1 largest probability change 0.7000", "right 1 refused 0 wrong 0 of 1"]
+    assert code == 1
+
+
+def test_unchanged_answers_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong answer that stays the same is no change."""
+    wrong = answered(0.1, decision=False)
+    code, lines = run(monkeypatch, (wrong, wrong, wrong, wrong), rotate=True)
+    assert lines[-2:] == ["turned 3 changed 0 largest probability change 0.0000", "right 0 refused 0 wrong 1 of 1"]
+    assert code == 0
+
+
+def test_without_rotate_nothing_is_said_of_turning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain run prints what it printed before."""
+    code, lines = run(monkeypatch, (RISK,), rotate=False)
+    assert lines[-1] == "right 1 refused 0 wrong 0 of 1"
+    assert not any("turned" in line for line in lines)
+    assert code == 0
+
+
+@pytest.mark.parametrize("method", ["echo", "ecg"])
+def test_rotate_is_for_cardiac_mr(method: str) -> None:
+    """Any other method is wrong usage, said before anything starts."""
+    result = CliRunner().invoke(main, ["verify", "--method", method, "--seed", "1", "--rotate"])
+    assert result.exit_code == 2
+    assert f"found --method {method}, expected --method cmr" in result.output
+
+
+def test_rotate_asks_the_phantom_program_for_turned_studies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The option is passed on, and only then."""
+    commands: list[list[str]] = []
+
+    def program(command: list[str], **_: object) -> Any:
+        commands.append(command)
+        return type("Done", (), {"returncode": 0, "stderr": ""})
+
+    monkeypatch.setattr(arrivals.subprocess, "run", program)
+    (tmp_path / "cmr").mkdir()
+    (tmp_path / "cmr" / "truth.json").write_text(json.dumps([]))
+    for turned in (True, False):
+        make_phantoms(["cmr"], seed=1, count=2, out=tmp_path, turned=turned)
+    assert [command[-1] == "--turned" for command in commands] == [True, False]
