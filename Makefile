@@ -18,8 +18,9 @@ METHOD ?= echo
 SEED ?= 1
 N ?= 10
 ROTATE ?=
+GPU ?=
 
-.PHONY: help demo viewer verify test test-fast lint bench clean serve-environment test-environment system-demo system-test
+.PHONY: help demo viewer verify test test-fast lint bench bench-gpu tensorrt clean serve-environment test-environment system-demo system-test
 
 help: ## Print the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -46,6 +47,13 @@ lint: test-environment ## Formatting, types, import directions
 
 bench: test-environment system-demo ## Benchmarks, results as JSON and a table under out/bench
 	@$(TEST)/bin/python tests/benchmarks/run.py --out $(if $(OUT),"$(OUT)",out/bench)
+
+bench-gpu: test-environment ## Engines on a GPU in under 25 minutes, results as JSON and a table under out/bench-gpu. GPU=cpu shows the form
+	@timeout --signal=INT --kill-after=20 1490 $(TEST)/bin/python -m tests.benchmarks.bench_gpu \
+		--out $(if $(OUT),"$(OUT)",out/bench-gpu) $(if $(GPU),--device $(GPU))
+
+tensorrt: serve-environment ## TensorRT into .venv from Maven Central and PyPI, where NVIDIA's package index cannot be reached
+	@deploy/setup/tensorrt.sh $(SERVE)
 
 clean: ## Remove what the commands made
 	@rm -rf $(SERVE) $(TEST) out build dist ./*.egg-info deploy/kafka/libs deploy/viewer/node_modules

@@ -1,4 +1,4 @@
-"""``purkinje-engine``: look at bundles, replay their golden vectors, compare and time the runtimes, compile plans."""
+"""``purkinje-engine``: look at bundles, replay their golden vectors, compare and time the runtimes, compile and keep plans."""
 
 from __future__ import annotations
 
@@ -11,29 +11,38 @@ from pathlib import Path
 import click
 
 from engines.build.bench import bench
-from engines.build.rtx import BatchRange, build_plans
-from engines.build.verify import verify
+from engines.build.cache import PlanCache, PlanEntry, StandingPlan
+from engines.build.compile import BatchRange, build_plan, plan_recipe
+from engines.build.flavour import load_flavour
+from engines.build.gate import COUNT_MIN, Verdict, gate
+from engines.build.plan import Plan, Precision, read_plan
+from engines.build.precision import PRECISIONS
 from engines.bundle.card import metric_rows
 from engines.bundle.manifest import ManifestDraft
 from engines.bundle.reader import Bundle, load_bundle, released_bundles
-from engines.errors import EngineError
+from engines.errors import DeviceUnavailable, EngineError
 from engines.preprocess.registry import Prepared
 from engines.preprocess.spec import spec_sha256
+from engines.runtime.cuda import Device, open_cuda
 from engines.runtime.open import RUNTIMES
 from engines.runtime.runner import Runner
+from engines.runtime.tensorrt_runner import TensorRtRunner
 from engines.selftest import check_preprocessing, check_runner
 
 _REFERENCE = "onnxruntime"
+_PLAN_COLUMNS = ("graph", "runtime", "version", "target", "precision", "batch", "size", "used (UTC)", "name", "verdict")
 
 _CAPABILITIES = """\b
 sm_75   T4, RTX 20
 sm_80   A100, A30
 sm_86   A10, A40, RTX 30
 sm_89   L4, L40, RTX 40, RTX Ada
+sm_90   H100, H200 (only with --target)
 sm_120  RTX 50, RTX PRO Blackwell
 """
 
 _bundles = click.argument("bundles", nargs=-1, type=click.Path(path_type=Path, exists=True, file_okay=False))
+_plan_folder = click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 _runtimes = click.option(
     "--runtime", "names", multiple=True, type=click.Choice(list(RUNTIMES)), help="Only this one; may be repeated."
 )
@@ -75,22 +84,89 @@ def selftest(bundles: tuple[Path, ...], names: tuple[str, ...]) -> None:
 
 @main.command("verify")
 @_bundles
-@click.option("--count", default=20, show_default=True, type=click.IntRange(min=1), help="Random inputs per bundle.")
+@click.option(
+    "--plan",
+    "plans",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A plan of the one bundle; runs on the GPU it was compiled for. May be repeated.",
+)
+@_runtimes
+@click.option(
+    "--count", default=COUNT_MIN, show_default=True, type=click.IntRange(min=COUNT_MIN), help="Random inputs."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the inputs.")
-def verify_command(bundles: tuple[Path, ...], count: int, seed: int) -> None:
-    """Compare the runtimes on random valid inputs; exit 1 where they disagree."""
-    rows, disagree = [("bundle", "runtime", "output", "largest", "tolerance", "")], False
-    for bundle in _loaded(bundles):
-        with _opened(bundle, tuple(RUNTIMES)) as runners:
-            for parity in verify(bundle, runners, reference=_REFERENCE, count=count, seed=seed):
-                disagree |= not parity.agrees
-                numbers = (f"{parity.largest:.3g}", f"{parity.tolerance:.3g}")
-                word = "agrees" if parity.agrees else "DISAGREES"
-                rows.append((bundle.manifest.name, parity.runtime, parity.output, *numbers, word))
-    click.echo(_aligned(rows))
-    if disagree:
-        msg = f"a runtime disagrees with {_REFERENCE}; `selftest` says which bundles it may serve"
+def verify_command(
+    bundles: tuple[Path, ...], plans: tuple[Path, ...], names: tuple[str, ...], count: int, seed: int
+) -> None:
+    """Compare plans and runtimes with the golden records and with FP32; exit 1 where one disagrees.
+
+    Without `--plan` and `--runtime`: every runtime of the CPU. The verdict on a plan is kept beside it; a plan that
+    did not pass is not served until `cache clear` removes it.
+    """
+    if plans and len(bundles) != 1:
+        msg = f"{len(bundles)} bundles with --plan; a plan is of one bundle: name it"
+        raise click.UsageError(msg)
+    chosen = names or (() if plans else tuple(name for name in RUNTIMES if name != _REFERENCE))
+    verdicts = [
+        verdict for bundle in _loaded(bundles) for verdict in _verdicts(bundle, plans, chosen, count=count, seed=seed)
+    ]
+    refused = sum(not verdict.passed for verdict in verdicts)
+    if refused:
+        msg = f"{refused} of {len(verdicts)} do not agree with FP32 and must not serve"
         raise click.ClickException(msg)
+
+
+def _verdicts(
+    bundle: Bundle, plans: Sequence[Path], names: Sequence[str], *, count: int, seed: int
+) -> Iterator[Verdict]:
+    with _opened(bundle, [_REFERENCE]) as opened:
+        reference = opened[_REFERENCE]
+        for path in plans:
+            plan = read_plan(path)
+            with _on_gpu(bundle, plan) as (runner, device):
+                verdict = gate(bundle, runner, reference, count=count, seed=seed, device=device)
+            PlanCache(path.parent, log=click.echo).record(plan, verdict)
+            yield _shown(verdict, path.name)
+        for name in names:
+            with _opened(bundle, [name]) as runners:
+                yield _shown(gate(bundle, runners[name], reference, count=count, seed=seed), name)
+
+
+@contextmanager
+def _on_gpu(bundle: Bundle, plan: Plan) -> Iterator[tuple[Runner, Device]]:
+    """Open a plan on the first GPU it was compiled for."""
+    cuda = open_cuda()
+    fitting = [device for device in cuda.devices() if device.capability == plan.recipe.target]
+    if not fitting:
+        msg = f"no GPU of this machine is {plan.recipe.target}: {cuda.absence() or 'others are there'}"
+        raise DeviceUnavailable(msg)
+    trt = load_flavour(plan.recipe.runtime).module
+    runner = TensorRtRunner(bundle.manifest, plan, trt, cuda, fitting[0].index)
+    try:
+        yield runner, fitting[0]
+    finally:
+        runner.close()
+
+
+def _shown(verdict: Verdict, name: str) -> Verdict:
+    against = f"{verdict.golden_records} golden records and {verdict.inputs} inputs"
+    click.echo(f"{verdict.bundle}, {name} ({verdict.precision} on {verdict.device}): {against}")
+    rows = [
+        (
+            one.against,
+            one.output,
+            one.measure,
+            f"{one.value:.3g}",
+            f"{one.limit:g}",
+            "agrees" if one.holds else "DISAGREES",
+        )
+        for one in verdict.differences
+    ]
+    click.echo(_aligned([("against", "output", "measure", "value", "limit", ""), *rows]))
+    for reason in verdict.reasons:
+        click.echo(f"  {reason}")
+    return verdict
 
 
 @main.command("bench")
@@ -112,8 +188,16 @@ def bench_command(bundles: tuple[Path, ...], names: tuple[str, ...], repeats: in
 
 @main.command("build", epilog=_CAPABILITIES)
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--rtx", required=True, metavar="SM[,SM...]", help="Compute capabilities, such as sm_86,sm_89.")
+@click.option("--target", metavar="SM", help="TensorRT: compute capability of this machine's GPU, such as sm_90.")
+@click.option("--rtx", metavar="SM[,SM...]", help="TensorRT-RTX: compute capabilities, such as sm_86,sm_89.")
 @click.option("--out", "folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Of the plans.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Of products and convolutions, and of what lies between them.",
+)
 @click.option(
     "--batch",
     nargs=3,
@@ -123,18 +207,80 @@ def bench_command(bundles: tuple[Path, ...], names: tuple[str, ...], repeats: in
     metavar="MIN OPT MAX",
     help="Batch sizes the plan takes; fastest at OPT.",
 )
-def build_command(bundle: Path, rtx: str, folder: Path, batch: tuple[int, int, int]) -> None:
-    """Compile the graph of BUNDLE into TensorRT-RTX plans, ahead of time.
+def build_command(  # noqa: PLR0913, PLR0917 - one parameter per option
+    bundle: Path, target: str | None, rtx: str | None, folder: Path, precision: Precision, batch: tuple[int, int, int]
+) -> None:
+    """Compile the graph of BUNDLE into plans.
 
-    Needs the extra `rtx`, no GPU and no driver. A plan runs only on the compute capability it was compiled for, with
-    the version of TensorRT-RTX that compiled it; the JSON file beside it states both, the batch sizes, the precision
-    (FP32, no TF32) and the digests of plan and graph. A plan that stands in the folder is never replaced.
+    With --target for the GPU of this machine (extra `tensorrt`), or with --rtx ahead of time (extra `rtx`, no GPU and no
+    driver needed). A plan runs only on the compute capability it was compiled for, with the version that compiled it;
+    the JSON file beside it states both, the batch sizes, the precision and the digests of plan and graph, the .log file
+    what the compiler said. A whole plan that stands in the folder is kept.
     """
+    if (target is None) == (rtx is None):
+        msg = "expected one of --target and --rtx"
+        raise click.UsageError(msg)
+    opened, flavour = load_bundle(bundle), load_flavour("tensorrt" if rtx is None else "tensorrt-rtx")
     with _usage_errors():
         sizes = BatchRange(minimum=batch[0], optimum=batch[1], maximum=batch[2])
-        plans = build_plans(load_bundle(bundle), rtx.split(","), sizes, folder, click.echo)
+        targets = dict.fromkeys((target or rtx or "").split(","))
+        recipes = [plan_recipe(flavour, opened, name, precision, sizes) for name in targets]
+    cache = PlanCache(folder, log=click.echo)
+    plans = [build_plan(cache, folder, flavour, opened, recipe, progress=click.echo) for recipe in recipes]
     for plan in plans:
-        click.echo(plan)
+        click.echo(_built(plan))
+    for plan in plans:
+        click.echo(plan.path)
+
+
+def _built(standing: StandingPlan) -> str:
+    recipe, size = standing.plan.recipe, len(standing.plan.content) / 1e6
+    if not standing.built:
+        return f"{recipe.target}: {standing.path.name} stands there already"
+    return f"{recipe.target}: {size:.2f} MB, {recipe.precision}, batch {recipe.batch_minimum} to {recipe.batch_maximum}"
+
+
+@main.group()
+def cache() -> None:
+    """List and clear the compiled plans of a folder."""
+
+
+@cache.command("list")
+@_plan_folder
+def cache_list(folder: Path) -> None:
+    """Print the plans of FOLDER, the least recently used first; every digest is verified."""
+    entries = PlanCache(folder).entries()
+    if not entries:
+        click.echo(f"no plans in {folder}")
+        return
+    click.echo(_aligned([_PLAN_COLUMNS, *map(_plan_row, entries)]))
+
+
+@cache.command("clear")
+@_plan_folder
+@click.argument("name", required=False)
+@click.option("--older-than", "days", type=click.FloatRange(min=0), metavar="DAYS", help="Not used for so long.")
+def cache_clear(folder: Path, name: str | None, days: float | None) -> None:
+    """Remove the plans of FOLDER with their verdicts: all of them, or NAME alone, or those not used for some days.
+
+    A plan that failed its parity gate is refused until it is cleared. A plan that is being built stays.
+    """
+    with _usage_errors():
+        removed = PlanCache(folder, log=click.echo).clear(name=name, older_than_days=days)
+    for stem in removed:
+        click.echo(f"removed {stem}")
+    if not removed:
+        click.echo("nothing was removed")
+
+
+def _plan_row(entry: PlanEntry) -> tuple[str, ...]:
+    recipe = entry.recipe
+    stated = ("?",) * 6
+    if recipe is not None:
+        batch = f"{recipe.batch_minimum}-{recipe.batch_optimum}-{recipe.batch_maximum}"
+        stated = (recipe.graph_sha256[:16], recipe.runtime, recipe.version, recipe.target, recipe.precision, batch)
+    used = entry.last_used.strftime("%Y-%m-%d %H:%M")
+    return (*stated, f"{entry.bytes_count / 1e6:.2f} MB", used, entry.name, entry.verdict)
 
 
 @contextmanager

@@ -9,9 +9,12 @@ The tree (``*`` = worth trying again later)::
     ├── BundleError             the engine is at fault; nothing is served from it
     │   ├── BundleCorrupt       a digest, a file or a field of the manifest is wrong
     │   ├── SelfTestFailed      the golden vectors do not come out as stored
-    │   └── PlanBuildFailed     no plan was compiled from it, or none written
+    │   ├── PlanBuildFailed     no plan was compiled from it, or none written
+    │   ├── PlanRefused         a plan is there and must not serve: altered, foreign, or not in parity
+    │   └── DeviceUnavailable   no GPU, no driver, no library, or not enough memory for it
     └── InferenceError *        the runtime failed on a valid input
-        └── OutOfMemory *       it failed for want of memory
+        ├── OutOfMemory *       it failed for want of memory
+        └── DeviceLost *        the GPU's context is gone; only a new process helps
 
 Called by everything in ``engines``; read by ``stream_processors.disposition``.
 """
@@ -132,6 +135,14 @@ class PlanBuildFailed(BundleError):
         self.refused = tuple(refused)
 
 
+class PlanRefused(BundleError):
+    """A plan is there and must not serve: altered, made for another device or version, or not in parity with the graph."""
+
+
+class DeviceUnavailable(BundleError):
+    """No GPU can compute: the message says what is missing on this machine and the command that adds it."""
+
+
 class InferenceError(EngineError):
     """The runtime failed although the input was valid."""
 
@@ -140,3 +151,7 @@ class InferenceError(EngineError):
 
 class OutOfMemory(InferenceError):
     """The runtime ran out of memory."""
+
+
+class DeviceLost(InferenceError):
+    """The GPU's context is gone: every further call fails, and only a new process gets a new one."""

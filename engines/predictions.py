@@ -89,7 +89,8 @@ class ModelIdentity:
     """Which engine said it; enough to find the bytes again.
 
     ``bundle_sha256`` is the digest of the manifest (which holds the digest of every file);
-    ``weights_sha256`` that of the ONNX graph.
+    ``weights_sha256`` that of the ONNX graph; ``plan_sha256`` that of the plan compiled from it, or None where the graph
+    runs as it is. ``fallback`` says in one sentence why a preferred runtime did not compute, or is None.
     """
 
     name: str
@@ -104,6 +105,8 @@ class ModelIdentity:
     device: str
     training_data: str
     intended_use: str
+    plan_sha256: str | None = None
+    fallback: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,6 +6,7 @@ the machine that trained and the machine that serves: other libraries, another p
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.build.limits import checks
 from engines.bundle.golden import GoldenCase
 from engines.bundle.reader import Bundle
 from engines.errors import EngineError, Refusal, SelfTestFailed
@@ -45,22 +47,51 @@ def check_preprocessing(bundle: Bundle) -> tuple[Prepared, ...]:
 def check_runner(bundle: Bundle, runner: Runner, prepared: Sequence[Prepared]) -> Agreement:
     """Run every prepared golden record and compare with the stored outputs.
 
+    A runtime in FP32 keeps to the tolerances of the manifest; one in fewer bits to the limits of its parity gate.
+
     Args:
         bundle: verified.
         runner: of the same bundle.
         prepared: from ``check_preprocessing``.
 
     Raises:
-        SelfTestFailed: an output differs by more than the manifest's tolerance.
+        SelfTestFailed: an output differs by more than it may.
         InferenceError: the runtime failed.
     """
-    tolerances = bundle.manifest.golden.output_tolerance
+    exact = runner.identity.precision == "fp32"
+    tolerances = bundle.manifest.golden.output_tolerance if exact else _any_difference(bundle)
     largest = dict.fromkeys(tolerances, 0.0)
     for index, (case, replayed) in enumerate(zip(bundle.golden(), prepared, strict=True)):
         outputs = runner.run(replayed.arrays)
+        if not exact:
+            _require_limits(bundle, runner, outputs, case.outputs, f"golden record {index}")
         for name, difference in compare(outputs, case.outputs, tolerances, f"golden record {index}").items():
             largest[name] = max(largest[name], difference)
     return Agreement(differences=largest)
+
+
+def _any_difference(bundle: Bundle) -> dict[str, float]:
+    """Largest finite differences: names, dtypes, shapes and NaN still count."""
+    return dict.fromkeys(bundle.manifest.golden.output_tolerance, sys.float_info.max)
+
+
+def _require_limits(
+    bundle: Bundle,
+    runner: Runner,
+    found: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, NDArray[Any]],
+    where: str,
+) -> None:
+    for check in checks(bundle.manifest, runner.identity.precision):
+        value = check.value(_rows(found[check.output]), _rows(expected[check.output]))
+        if not check.holds(value):
+            bound = "at least" if check.at_least else "at most"
+            msg = f"{where}: {check.output}: {check.measure} is {value:.4g}; expected {bound} {check.limit:g}"
+            raise SelfTestFailed(msg)
+
+
+def _rows(array: NDArray[Any]) -> NDArray[np.float64]:
+    return array.reshape(len(array), -1).astype(np.float64)
 
 
 def open_verified_runner(

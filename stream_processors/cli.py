@@ -99,7 +99,8 @@ def verify_command(method: str, seed: int, count: int, out: Path | None, *, rota
 
 @main.command("run")
 @_settings_option
-def run_command(settings_path: Path | None) -> None:
+@click.option("--replaced", default="", hidden=True, help="When this process replaced itself; it writes this itself.")
+def run_command(settings_path: Path | None, replaced: str) -> None:
     """Run the processors until SIGTERM: one lane each for CMR, echo and ECG."""
     from stream_processors.telemetry import configure_logging
 
@@ -107,8 +108,9 @@ def run_command(settings_path: Path | None) -> None:
     with _explained():
         settings = _load(settings_path)
         from stream_processors.processors import run
+        from stream_processors.restart import replacements_of
 
-        sys.exit(run(settings))
+        sys.exit(run(settings, replacements_of(replaced)))
 
 
 @main.command("send")
@@ -328,7 +330,7 @@ def _print(renderable: Any) -> None:
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn our errors into one message and an exit code; a bug keeps its traceback."""
-    from engines.errors import BundleError
+    from engines.errors import BundleError, DeviceLost
     from orthanc_plugin.wire.log import LogUnavailable
     from stream_processors.errors import ProcessorError, SettingsInvalid, Stopped
 
@@ -337,7 +339,7 @@ def _explained() -> Iterator[None]:
     except SettingsInvalid as error:
         click.echo(f"purkinje: {error}", err=True)
         sys.exit(EXIT_USAGE)
-    except (BundleError, LogUnavailable, ProcessorError, FileNotFoundError) as error:
+    except (BundleError, DeviceLost, LogUnavailable, ProcessorError, FileNotFoundError) as error:
         click.echo(f"purkinje: {type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_OPERATOR if isinstance(error, BundleError | Stopped) else EXIT_NOT_WELL)
 

@@ -1,8 +1,9 @@
-"""One lane per modality: take a message, bring it to its end, commit exactly that offset, take the next.
+"""One lane or more per modality: take a message, bring it to its end, commit exactly that offset, take the next.
 
-An ECG never waits behind a cardiac MR: each lane has its own thread, subscription, child process and engine. What an
-exception means is decided by ``disposition``; this module only acts on it. It is one of the two places in the project
-that may catch ``Exception``, because here a bug must end in a dead letter and not in a study nobody hears of.
+An ECG never waits behind a cardiac MR: each lane has its own thread, subscription and child process, each modality its
+own engine, which its lanes share. What an exception means is decided by ``disposition``; this module only acts on it.
+It is one of the two places in the project that may catch ``Exception``, because here a bug must end in a dead letter
+and not in a study nobody hears of.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from engines.errors import EngineError
 from orthanc_plugin.wire.events import EventError, is_uid
 from orthanc_plugin.wire.log import LogRecord, LogUnavailable, Subscription
 from stream_processors.disposition import Action, Rule, rule_for
-from stream_processors.errors import Abandoned, ProcessorError, Stopped
+from stream_processors.errors import Abandoned, NewProcessNeeded, ProcessorError, Stopped
 from stream_processors.events import Failure, StudyOutcome
 from stream_processors.publisher import Publisher, utc_now
 from stream_processors.stages import Checkpoint, Stage, pass_by
@@ -69,6 +70,7 @@ class Settler:
 
         Raises:
             Stopped: an operator has to act first.
+            NewProcessNeeded: it cannot end in this process.
             Abandoned: the process is ending.
         """
         return self._persist(record, lambda: self.pipeline.run(record))
@@ -86,6 +88,8 @@ class Settler:
                 self._say(error, rule, action, attempts)
                 if action is Action.STOP:
                     raise Stopped(_message(error) or type(error).__qualname__) from error
+                if action is Action.NEW_PROCESS:
+                    raise NewProcessNeeded(_message(error) or type(error).__qualname__) from error
                 if action is Action.RETRY:
                     self._wait(rule.wait_s(attempts, self.draw), record)
                     continue
@@ -120,15 +124,17 @@ class Settler:
 
 @dataclass(kw_only=True)
 class Lane:
-    """One modality's messages, one at a time.
+    """One modality's messages, one at a time; other lanes of the group take others.
 
     Args:
-        name: modality; also the name of the thread.
+        name: modality.
         subscription: member of the consumer group, used by this lane only.
         settler: brings each message to its end.
         stopping: set when the process is asked to end.
         checkpoint: for the fault tests.
         metrics: counts.
+        topic: what it takes messages from.
+        number: which of its modality's lanes, from 1.
     """
 
     name: str
@@ -138,13 +144,20 @@ class Lane:
     checkpoint: Checkpoint = pass_by
     metrics: Metrics = field(default_factory=NoMetrics)
     topic: str = ""
+    number: int = 1
     fatal: str | None = None
     exit_code: int = 0
+    device_lost: bool = False
     _lag_seen_s: float = -math.inf
+
+    @property
+    def label(self) -> str:
+        """Its name in logs and metrics, and that of its thread: ``ecg``, ``ecg-2``."""
+        return self.name if self.number == 1 else f"{self.name}-{self.number}"
 
     def run(self) -> None:
         """Work until asked to stop; what ends the whole process leaves its reason in ``fatal`` and an exit code."""
-        structlog.contextvars.bind_contextvars(lane=self.name, modality=self.name)
+        structlog.contextvars.bind_contextvars(lane=self.label, modality=self.name)
         try:
             while not self.stopping.is_set():
                 self.step()
@@ -152,9 +165,11 @@ class Lane:
             _log.info("study.abandoned")
         except Stopped as stopped:
             self.fatal, self.exit_code = str(stopped), EXIT_OPERATOR
+        except NewProcessNeeded as lost:
+            self.fatal, self.device_lost = str(lost), True
         except Exception as error:  # noqa: BLE001 - a lane that ends in silence would be a modality nobody serves
             _log.error("lane.failed", alert=True, **describe(error))
-            self.fatal, self.exit_code = f"lane {self.name} ended: {type(error).__qualname__}", EXIT_UNEXPECTED
+            self.fatal, self.exit_code = f"lane {self.label} ended: {type(error).__qualname__}", EXIT_UNEXPECTED
         finally:
             self.stopping.set()
 
@@ -205,7 +220,7 @@ class Lane:
         now_s = time.monotonic()
         if now_s - self._lag_seen_s >= LAG_EVERY_S:
             self._lag_seen_s = now_s
-            self.metrics.lag(self.topic, self.subscription.lag())
+            self.metrics.lag(self.topic, self.label, self.subscription.lag())
 
 
 def say_outcome(outcome: StudyOutcome) -> None:

@@ -13,7 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engines.errors import BundleError, EngineError, InferenceError, InputRefused, NotApplicable, OutOfMemory, Refusal
+from engines.errors import (
+    BundleError,
+    DeviceLost,
+    EngineError,
+    InferenceError,
+    InputRefused,
+    NotApplicable,
+    OutOfMemory,
+    Refusal,
+)
 from orthanc_plugin.wire.events import EventError, UnsupportedVersion
 from orthanc_plugin.wire.log import LogUnavailable
 from stream_processors.errors import (
@@ -32,12 +41,14 @@ from stream_processors.events import Outcome
 
 
 class Action(StrEnum):
-    """The four things that can happen to a message after an exception."""
+    """The five things that can happen to a message after an exception."""
 
     COMMIT = "commit"
     RETRY = "retry"
     DEAD_LETTER = "dead_letter"
     STOP = "stop"
+    NEW_PROCESS = "new_process"
+    """Nothing is committed; the process replaces itself, and the message is delivered to the new one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +88,7 @@ THRICE = Rule(action=Action.RETRY, attempts=3)
 GIVE_UP = Rule(action=Action.DEAD_LETTER)
 BUG = Rule(action=Action.DEAD_LETTER, alert=True)
 STOP = Rule(action=Action.STOP, alert=True)
+NEW_PROCESS = Rule(action=Action.NEW_PROCESS, alert=True)
 
 TABLE: Mapping[type[Exception], Rule] = {
     # the input: an outcome, not a failure
@@ -93,6 +105,7 @@ TABLE: Mapping[type[Exception], Rule] = {
     # the engine
     BundleError: STOP,
     OutOfMemory: A_FEW_MINUTES,
+    DeviceLost: NEW_PROCESS,
     InferenceError: THRICE,
     EngineError: BUG,
     # the world outside

@@ -15,6 +15,7 @@ The tree (``*`` = worth trying again later)::
     ├── ClaimTooLarge               the study is larger than this installation fetches
     ├── Stopped                     an operator has to act before this message can end
     ├── Abandoned                   the process is ending; the message is delivered again
+    ├── NewProcessNeeded            only a new process can bring it to its end; it is delivered again, to that one
     ├── ResourceExhausted *         no memory or no disk left here
     └── ClaimEnded                  the announcement is no longer true; ends in an outcome, not in a failure
         ├── ClaimSuperseded         the study holds something else by now; a newer revision is coming
@@ -88,6 +89,10 @@ class Stopped(ProcessorError):
 
 class Abandoned(ProcessorError):
     """The process is ending; the message stays uncommitted and is delivered again."""
+
+
+class NewProcessNeeded(ProcessorError):
+    """The GPU's context is lost in this process; the message stays uncommitted and is delivered to the next one."""
 
 
 class ResourceExhausted(ProcessorError):

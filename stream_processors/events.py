@@ -21,7 +21,7 @@ from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, RESULT_TOPIC, EventErr
 from orthanc_plugin.wire.log import LogRecord
 
 STUDY_OUTCOME_TYPE = "org.purkinje.study.outcome.v1"
-OUTCOME_SCHEMA_MINOR = 0
+OUTCOME_SCHEMA_MINOR = 1
 OUTCOME_DATA_SCHEMA = f"https://purkinje.example/schemas/study-outcome/1.{OUTCOME_SCHEMA_MINOR}.json"
 PREFIX = "purkinje_"
 """Start of the header names that a dead letter adds to those of the original message."""

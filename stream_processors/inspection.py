@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BundleError
+from engines.errors import BundleError, DeviceLost
 from engines.records import Modality
 from orthanc_plugin.wire.events import RESULT_TOPIC, EventError, ready_topic
 from orthanc_plugin.wire.log import Log, LogUnavailable
@@ -61,6 +63,10 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from _pacs_findings(settings)
     for modality in settings.modalities:
         yield _engine_finding(modality, settings)
+    if "tensorrt" in settings.engine.runtimes:
+        from stream_processors.gpu_findings import gpu_findings
+
+        yield from gpu_findings(settings.engine.gpu)
     for program in _VALIDATORS:
         yield _program_finding(program)
     yield _pixelmed_finding()
@@ -68,7 +74,10 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Where the studies stand now. ``None`` where the part that knows does not answer."""
+    """Where the studies stand now. ``None`` where the part that knows does not answer.
+
+    ``processors`` is what their status file says, and ``running``: whether that process is there.
+    """
 
     pacs: Finding
     plugin: dict[str, Any] | None
@@ -76,6 +85,7 @@ class Status:
     lag: dict[str, int] | None
     outcomes: dict[str, dict[str, int]] | None
     dead_letters: int | None
+    processors: dict[str, Any] | None = None
 
 
 def status(settings: Settings) -> Status:
@@ -88,7 +98,26 @@ def status(settings: Settings) -> Status:
         plugin = None
     finally:
         reader.close()
-    return _with_log(settings, pacs, plugin)
+    return replace(_with_log(settings, pacs, plugin), processors=read_processors(settings.status_file))
+
+
+def read_processors(path: Path | None) -> dict[str, Any] | None:
+    """What the processors say of themselves in their status file; None without one."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8")) if path else None
+        return None if said is None else {**said, "running": said["state"] != "stopped" and _lives(int(said["pid"]))}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, but there
+        return True
+    return True
 
 
 def _with_log(settings: Settings, pacs: Finding, plugin: dict[str, Any] | None) -> Status:
@@ -187,14 +216,18 @@ def _engine_finding(modality: Modality, settings: Settings) -> Finding:
 
     name = f"engine {modality.value}"
     try:
-        engine = open_engine(modality, settings.engine)
+        engine = open_engine(modality, settings.engine, build=False)
+    except DeviceLost as error:
+        return Finding(name=name, ok=False, detail=str(error), remedy="look at nvidia-smi and dmesg, then check again")
     except BundleError as error:
         remedy = "reinstall purkinje, or correct PURKINJE_ENGINE__BUNDLES"
         return Finding(name=name, ok=False, detail=str(error), remedy=remedy)
     identity = engine.identity
     rejected = "".join(f"; rejected {sentence}" for sentence in engine.rejected_runtimes)
+    fallback = f"; a fallback: {identity.fallback}" if identity.fallback else ""
     engine.close()
-    return Finding(name=name, ok=True, detail=f"{identity.name} {identity.version} on {identity.runtime}{rejected}")
+    where = f"{identity.runtime}, {identity.device}, {identity.precision}"
+    return Finding(name=name, ok=True, detail=f"{identity.name} {identity.version} on {where}{rejected}{fallback}")
 
 
 def _program_finding(program: _Program) -> Finding:

@@ -8,7 +8,7 @@ one did; so it is read from the report in both cases. A tree that does not have 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from io import BytesIO
 
@@ -171,6 +171,8 @@ def _scaled(value: float, scale: float) -> float:
 def _engine(parameters: Mapping[str, str]) -> ModelIdentity:
     runtime, _, runtime_version = parameters["runtime"].partition(" ")
     named = {
-        field.name: parameters[field.name] for field in fields(ModelIdentity) if not field.name.startswith("runtime")
+        field.name: parameters[field.name]
+        for field in fields(ModelIdentity)
+        if not field.name.startswith("runtime") and (field.name in parameters or field.default is MISSING)
     }
     return ModelIdentity(**named, runtime=runtime, runtime_version=runtime_version)

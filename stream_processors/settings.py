@@ -33,6 +33,10 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 """TCP port; 0 lets the operating system choose, where we listen."""
 
 
+Precision = Literal["fp32", "fp16", "bf16"]
+"""Bits of a plan's layers, but for those that stay in fp32 always."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -121,12 +125,105 @@ class PacsSettings(_Frozen):
         return self
 
 
+class BatchSettings(_Frozen):
+    """How many studies of a modality are worked on at once, and how they share its engine.
+
+    Each of the ``lanes`` takes messages of its own and has its own child process that decodes; the engine runs what they
+    ask for together: up to ``max_batch`` clips or records, and the first waits ``max_wait_ms`` at most. One lane never
+    waits.
+    """
+
+    lanes: int = Field(default=1, ge=1, le=64)
+    max_batch: int = Field(default=16, ge=1, le=256)
+    max_wait_ms: float = Field(default=5.0, ge=0, le=60_000)
+
+
+class LaneSettings(_Frozen):
+    """One table per modality, so that an ECG never waits behind a cardiac MR."""
+
+    echo: BatchSettings = BatchSettings()
+    cmr: BatchSettings = BatchSettings()
+    ecg: BatchSettings = BatchSettings()
+
+    def of(self, modality: Modality) -> BatchSettings:
+        """The table of a modality."""
+        found: BatchSettings = getattr(self, modality.value)
+        return found
+
+
+class PrecisionSettings(_Frozen):
+    """In what a GPU may compute; a plan of fewer bits that fails its parity gate gives way to one in fp32."""
+
+    cmr: Precision = "fp32"
+    echo: Precision = "fp16"
+    ecg: Precision = "fp16"
+
+    def of(self, modality: Modality) -> tuple[Precision, ...]:
+        """What is tried for a modality, in this order."""
+        wanted: Precision = getattr(self, modality.value)
+        return (wanted,) if wanted == "fp32" else (wanted, "fp32")
+
+
+class PlanBatchSettings(_Frozen):
+    """Rows a plan takes at once: from one to ``maximum``, fastest at ``optimum``."""
+
+    optimum: int = Field(default=1, ge=1, le=1024)
+    maximum: int = Field(default=8, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PlanBatchSettings:
+        if self.optimum > self.maximum:
+            msg = f"optimum {self.optimum}, maximum {self.maximum}; expected optimum <= maximum"
+            raise ValueError(msg)
+        return self
+
+
+class GpuSettings(_Frozen):
+    """How engines run as TensorRT plans; without effect where ``runtimes`` does not name TensorRT, or without a GPU.
+
+    A plan is executable code: nobody but the processors may write to the folder ``plans``. It keeps ``cache_bytes`` of
+    them at most. One engine takes ``memory_bytes`` of the GPU at most, or is not served from it. ``auto`` takes TensorRT
+    where it is installed, else TensorRT-RTX.
+    """
+
+    device: int = Field(default=0, ge=0, le=63)
+    flavour: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto"
+    precision: PrecisionSettings = PrecisionSettings()
+    plans: Path = Path("/var/lib/purkinje/plans")
+    cache_bytes: int = Field(default=4 * 1024**3, gt=0)
+    memory_bytes: int = Field(default=4 * 1024**3, gt=0)
+    batch: PlanBatchSettings = PlanBatchSettings()
+
+
 class EngineSettings(_Frozen):
-    """Which bundles serve and on what; the folders ``<bundles>/<modality>`` take the place of the released ones."""
+    """Which bundles serve and on what; the folders ``<bundles>/<modality>`` take the place of the released ones.
+
+    ``runtimes`` are tried in their order. TensorRT stands first, since what serves where it cannot is a runtime of the
+    CPU behind it; it costs nothing on a machine without a GPU.
+    """
 
     bundles: Path | None = None
-    runtimes: tuple[Literal["openvino", "onnxruntime"], ...] = ("openvino", "onnxruntime")
+    runtimes: tuple[Literal["tensorrt", "openvino", "onnxruntime"], ...] = ("tensorrt", "openvino", "onnxruntime")
     threads: int = Field(default=1, ge=1, le=64)
+    gpu: GpuSettings = GpuSettings()
+    batch: LaneSettings = LaneSettings()
+
+    @model_validator(mode="after")
+    def _a_cpu_stands_behind(self) -> EngineSettings:
+        if "tensorrt" in self.runtimes and (self.runtimes[0] != "tensorrt" or not self.cpu_runtimes):
+            msg = f"runtimes are {list(self.runtimes)}; expected tensorrt first, and one of the CPU behind it"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def cpu_runtimes(self) -> tuple[str, ...]:
+        """Those that need no GPU."""
+        return tuple(name for name in self.runtimes if name != "tensorrt")
+
+    @property
+    def gpu_expected(self) -> bool:
+        """Whether the site itself asked for TensorRT: then a machine without a GPU is a fallback, and reports say so."""
+        return "tensorrt" in self.runtimes and "runtimes" in self.model_fields_set
 
 
 class DecodeSettings(_Frozen):

@@ -33,7 +33,36 @@ def status_table(status: Status) -> RenderableType:
         parts.add_row(_MARKS[finding.ok], finding.name, Text(finding.detail))
     plugin = "not loaded" if status.plugin is None else str(status.plugin.get("state", "loaded"))
     parts.add_row(_MARKS[None if status.plugin is None else True], "plugin", plugin)
-    return Group(parts, _lag_table(status.lag), _outcome_table(status.outcomes), _dead_line(status.dead_letters))
+    parts.add_row(_processors_mark(status.processors), "processors", Text(_processors_line(status.processors)))
+    engines = (status.processors or {}).get("engines")
+    computing = [_engine_table(engines)] if engines else []
+    studies = (_lag_table(status.lag), _outcome_table(status.outcomes), _dead_line(status.dead_letters))
+    return Group(parts, *computing, *studies)
+
+
+def _processors_mark(said: Mapping[str, Any] | None) -> Text:
+    return _MARKS[None if said is None else bool(said["running"])]
+
+
+def _processors_line(said: Mapping[str, Any] | None) -> str:
+    if said is None:
+        return "unknown: no status file is there; set status_file"
+    if not said["running"]:
+        return f"not running; the status file says {said['state']}"
+    building = f": {said['building']}" if said.get("building") else ""
+    replaced = f"; replaced {said['replaced']} times lately, since a GPU was lost" if said.get("replaced") else ""
+    return f"{said['state']}{building} (process {said['pid']}){replaced}"
+
+
+def _engine_table(engines: Mapping[str, Mapping[str, str | None]]) -> RenderableType:
+    """On what each engine that has passed its self-test computes."""
+    table = Table("modality", "engine", "runtime", "device", "precision", "fallback, because", show_lines=False)
+    for modality, one in engines.items():
+        named = (f"{one.get('name')} {one.get('version')}", f"{one.get('runtime')} {one.get('runtime_version')}")
+        table.add_row(
+            modality, *named, str(one.get("device")), str(one.get("precision")), Text(one.get("fallback") or "")
+        )
+    return table
 
 
 def letter_table(letters: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -30,7 +30,7 @@ ALLOWED_KEYS = frozenset(
         # what went wrong
         "error", "message", "trace", "action", "attempts", "wait_s", "alert", "exit_code", "signal",
         # state of the process
-        "engine", "engine_version", "runtime", "modalities", "lag", "count", "port", "path", "url",
+        "engine", "engine_version", "runtime", "device", "precision", "modalities", "lag", "count", "port", "path", "url",
         # this filter itself
         "dropped_keys",
     }
@@ -131,7 +131,7 @@ def _renderer(stream: TextIO) -> Any:
 
 
 class Metrics(Protocol):
-    """What is counted; labels are modality, outcome, stage and topic, nothing finer."""
+    """What is counted; labels are modality, outcome, stage, topic and lane, nothing finer."""
 
     def study_ended(self, modality: str, outcome: str, stage_ms: Mapping[str, float]) -> None:
         """One study came to its end."""
@@ -139,8 +139,8 @@ class Metrics(Protocol):
     def retried(self, modality: str, error: str) -> None:
         """One try failed and will be repeated."""
 
-    def lag(self, topic: str, records: int) -> None:
-        """So many records of a topic are not committed."""
+    def lag(self, topic: str, lane: str, records: int) -> None:
+        """So many records of the part of a topic that a lane holds are not committed."""
 
 
 class NoMetrics:
@@ -152,7 +152,7 @@ class NoMetrics:
     def retried(self, modality: str, error: str) -> None:
         """Count nothing."""
 
-    def lag(self, topic: str, records: int) -> None:
+    def lag(self, topic: str, lane: str, records: int) -> None:
         """Count nothing."""
 
 
@@ -177,7 +177,7 @@ class PrometheusMetrics:
             registry=self.registry,
         )
         self._retries = Counter("purkinje_retries", "Failed tries", ("modality", "error"), registry=self.registry)
-        self._lag = Gauge("purkinje_lag_records", "Announced, not yet ended", ("topic",), registry=self.registry)
+        self._lag = Gauge("purkinje_lag_records", "Announced, not yet ended", ("topic", "lane"), registry=self.registry)
 
     def study_ended(self, modality: str, outcome: str, stage_ms: Mapping[str, float]) -> None:
         self._outcomes.labels(modality, outcome).inc()
@@ -187,8 +187,8 @@ class PrometheusMetrics:
     def retried(self, modality: str, error: str) -> None:
         self._retries.labels(modality, error).inc()
 
-    def lag(self, topic: str, records: int) -> None:
-        self._lag.labels(topic).set(records)
+    def lag(self, topic: str, lane: str, records: int) -> None:
+        self._lag.labels(topic, lane).set(records)
 
     def serve(self, host: str, port: int) -> int:
         """Serve the metrics over HTTP on a daemon thread; return the port that was taken."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from training.enf.config import EnfRun
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_PRESENT = click.Path(file_okay=False, exists=True, path_type=Path)
 _COUNT = click.IntRange(min=1)
 
 
@@ -140,7 +141,9 @@ def evaluate() -> None:
 
 
 @evaluate.command("enf")
-@click.option("--data", type=_FOLDER, help="Folder of a data set (UK Biobank, NIfTI, DICOM); digital phantoms without.")
+@click.option(
+    "--data", type=_PRESENT, help="Folder of a data set (UK Biobank, NIfTI, DICOM); digital phantoms without."
+)
 @click.option("--recipe", default="enf_small", show_default=True, help="Recipe of the field.")
 @click.option("--out", type=_FOLDER, default=Path("runs/evaluate-enf"), show_default=True, help="Kept between runs.")
 @click.option("--docs", type=_FOLDER, help="Folder that receives table, numbers and pictures.")
@@ -154,27 +157,38 @@ def evaluate() -> None:
 @click.option("--seeds", type=_COUNT, default=3, show_default=True, help="How many.")
 @click.option("--dicom-studies", type=click.IntRange(min=0), default=20, show_default=True, help="Written turned.")
 @click.option("--segmentation-hearts", type=click.IntRange(min=0), default=100, show_default=True, help="0: none.")
-@click.option("--contours", type=_FOLDER, help="Stacks with expert contours to check the segmentation with.")
+@click.option("--contours", type=_PRESENT, help="Stacks with expert contours to check the segmentation with.")
 @click.option("--label-field", help="UK Biobank: take the ejection fraction from this field only.")
+@click.option("--instance", type=int, default=2, show_default=True, help="UK Biobank: 2 first imaging visit, 3 repeat.")
+@click.option("--index", type=int, default=0, show_default=True, help="UK Biobank: array index of the bulk item.")
+@click.option("--frame-interval-ms", type=float, help="NIfTI: time between phases, where the headers do not say it.")
 @click.option("--exclude-percent", callback=numbers(float, 2), help="Leave out hearts of this LVEF, such as 38,42.")
 @click.option("--workers", type=_COUNT, default=2, show_default=True, help="Processes that read studies.")
 @click.option("--threads", type=_COUNT, default=2, show_default=True, help="Threads of torch.")
-def evaluate_enf_command(
-    *, label_field: str | None, exclude_percent: tuple[float, float] | None, threads: int, **given: Any
-) -> None:
-    """Equivariant neural field against ResNet50 and segmentation, images turned by 90, 180 and 270 degrees."""
+@click.option("--device", default="cpu", show_default=True, help="Of the field, such as cuda.")
+def evaluate_enf_command(*, threads: int, **given: Any) -> None:
+    """Equivariant neural field against ResNet50 and segmentation, images turned by 90, 180 and 270 degrees.
+
+    Ends with 1 where something does not hold that must; the page says what.
+    """
     import torch
 
     from training.data.sources.cmr_studies import CmrOptions
     from training.enf.study import StudyOptions, run_study
 
     torch.set_num_threads(threads)
-    cmr = CmrOptions(label_field=label_field, exclude_percent=exclude_percent)
-    options = StudyOptions(cmr=cmr, command=_as_typed(), **given)
     try:
-        click.echo(run_study(options, lambda text: click.echo(text, err=True)))
-    except ValueError as error:
+        cmr = CmrOptions(**{name: given.pop(name) for name in _CMR_OPTIONS})
+        options = StudyOptions(cmr=cmr, command=_as_typed(), **given)
+        study = run_study(options, lambda text: click.echo(text, err=True))
+    except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
+    click.echo(study.table)
+    if not study.holds:
+        sys.exit(1)
+
+
+_CMR_OPTIONS = ("label_field", "instance", "index", "frame_interval_ms", "exclude_percent")
 
 
 def _as_typed() -> str:

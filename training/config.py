@@ -75,14 +75,14 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleConfig:
-    """What the manifest and the model card say of the engine."""
+    """What the manifest and the model card say of the engine; ``coverage_percent`` is that of the intervals of estimates."""
 
     name: str
     version: str
     method: str
     intended_use: str
     training_data: str
-    coverage_percent: float
+    coverage_percent: float | None
     golden_hearts: int
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,12 +42,6 @@ from training.signature import input_spec, output_specs
 
 _log = structlog.get_logger()
 
-_POSTPROCESS: dict[Modality, Callable[[HeartOutputs, float], Postprocess]] = {
-    Modality.ECHO: echo_postprocess,
-    Modality.CMR: cmr_postprocess,
-    Modality.ECG: ecg_postprocess,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
@@ -57,14 +51,22 @@ class Release:
         data: the hearts it was trained on and how they were prepared.
         bundle: its name and words.
         batch_size: inputs that go through the network at once.
+        condition: what the logit of a cardiac MR network speaks for; None for other networks.
         metrics: measured by the caller, besides those that every bundle gets.
     """
 
     data: DataConfig
     bundle: BundleConfig
     batch_size: int
+    condition: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+
+_POSTPROCESS: dict[Modality, Callable[[HeartOutputs, Release], Postprocess]] = {
+    Modality.ECHO: lambda calibration, release: echo_postprocess(calibration, release.bundle.coverage_percent),
+    Modality.CMR: lambda calibration, release: cmr_postprocess(calibration, release.condition),
+    Modality.ECG: lambda calibration, release: ecg_postprocess(calibration, release.bundle.coverage_percent),
+}
 
 _PREPARED_TOLERANCE = {"clip": 1.0, "image": 1e-4, "ecg": 1e-4}
 _OUTPUT_TOLERANCE = {
@@ -73,11 +75,21 @@ _OUTPUT_TOLERANCE = {
     "estimates": 0.02,
     "disease_logits": 5e-3,
     "embedding": 5e-3,
-    "psnr_db": 0.05,
-    "contexts": 5e-3,
-    "poses": 1e-5,
-    "relevance": 5e-3,
 }
+_FIELD_TOLERANCE = {
+    "logit": 1e-4,
+    "embedding": 1e-4,
+    "psnr_db": 1e-3,
+    "contexts": 1e-4,
+    "poses": 1e-5,
+    "relevance": 1e-4,
+}
+"""Of a network that fits a field, in FP32.
+
+Measured over 50 inputs of the phantoms' size: ONNX Runtime gives the same bits at each level of optimisation, and OpenVINO
+differs by 1e-6 in logit and embedding, 3e-7 in contexts, 2e-7 in relevance and 6e-6 dB. A hundred times that is for other
+processors; reduced multiplication (TF32, bfloat16) lies outside.
+"""
 _PARITY_HEARTS = 8
 
 
@@ -153,7 +165,7 @@ def _parts(release: Release, network: nn.Module, arrays: HeartArrays, split: Spl
         preprocess=release.data.preprocess,
         inputs=(spec,),
         outputs=outputs,
-        postprocess=_POSTPROCESS[release.data.modality](calibration, release.bundle.coverage_percent),
+        postprocess=_POSTPROCESS[release.data.modality](calibration, release),
         out_of_distribution=OutOfDistribution(
             file=EMBEDDING_NAME,
             output="embedding",
@@ -171,5 +183,11 @@ def _golden_section(spec: TensorSpec, outputs: tuple[TensorSpec, ...]) -> Golden
     return Golden(
         file=GOLDEN_NAME,
         prepared_tolerance={spec.name: _PREPARED_TOLERANCE[spec.name]},
-        output_tolerance={output.name: _OUTPUT_TOLERANCE[output.name] for output in outputs},
+        output_tolerance=output_tolerances([output.name for output in outputs]),
     )
+
+
+def output_tolerances(names: Sequence[str]) -> dict[str, float]:
+    """Return how far each released output of a network may lie from the stored one, by name, in its unit."""
+    table = _FIELD_TOLERANCE if "psnr_db" in names else _OUTPUT_TOLERANCE
+    return {name: table[name] for name in names}

@@ -21,20 +21,22 @@ from engines.bundle.manifest import (
 from engines.predictors.distance import EmbeddingStatistics
 from engines.records import Modality
 from training.calibrate import conformal_half_width, venn_abers_table
-from training.data.targets import DISEASES, ESTIMATES, LVEF_AT_MOST_40
+from training.data.targets import DISEASES, ESTIMATES, LVEF_CONDITIONS
 from training.outputs import HeartOutputs
 
 FloatArray = NDArray[np.float64]
 
 LIMIT_PERCENTILE = 99.5
 GATE_PERCENTILE = 1.0
+UNDECIDED_PERCENT = 5.0
+"""Share of the calibration hearts, those nearest to the threshold, that a cardiac MR engine calls neither present nor absent."""
 _UNITS = {"lvef": "%", "rvef": "%", "cardiac_output": "l/min"}
 _RANGES = {"lvef": (0.0, 100.0), "rvef": (0.0, 100.0), "cardiac_output": (0.0, 30.0)}
 _THRESHOLD_PROBABILITY = 0.5
 _VENN_ABERS_COVERAGE: Literal[100] = 100
 
 
-def echo_postprocess(calibration: HeartOutputs, coverage_percent: float) -> EchoPostprocess:
+def echo_postprocess(calibration: HeartOutputs, coverage_percent: float | None) -> EchoPostprocess:
     """Return interval and spread limit of the ejection fraction, averaged over clips."""
     estimate = _conformal("lvef", calibration.heart_means("ef")[:, 0], calibration.targets["lvef"], coverage_percent)
     spreads = [clips[:, 0].std(ddof=1) for clips in calibration.clips["ef"] if len(clips) > 1]
@@ -42,11 +44,26 @@ def echo_postprocess(calibration: HeartOutputs, coverage_percent: float) -> Echo
     return EchoPostprocess(modality=Modality.ECHO, lvef=estimate, clip_sd_limit_percent=round(limit, 3))
 
 
-def cmr_postprocess(calibration: HeartOutputs, coverage_percent: float) -> CmrPostprocess:  # noqa: ARG001 - one shape
-    """Return the probability table of an ejection fraction of at most 40 %; Venn-Abers pairs name no coverage."""
+def cmr_postprocess(calibration: HeartOutputs, condition: str | None) -> CmrPostprocess:
+    """Return the probability table of a condition of ``LVEF_CONDITIONS``; Venn-Abers pairs name no coverage."""
+    if condition is None:
+        msg = f"a cardiac MR bundle states no condition; expected one of {', '.join(LVEF_CONDITIONS)}"
+        raise ValueError(msg)
     logits = calibration.heart_means("logit")[:, 0]
-    risk = _table(LVEF_AT_MOST_40, logits, calibration)
-    return CmrPostprocess(modality=Modality.CMR, risk=risk, reconstruction_gate=_reconstruction_gate(calibration))
+    risk = _table(condition, logits, calibration)
+    return CmrPostprocess(
+        modality=Modality.CMR,
+        risk=risk,
+        undecided_logits=_undecided_logits(risk, logits),
+        reconstruction_gate=_reconstruction_gate(calibration),
+    )
+
+
+def _undecided_logits(risk: ProbabilityTable, logits: FloatArray) -> float:
+    """Return the distance from the crossing of the threshold that ``UNDECIDED_PERCENT`` of the hearts do not exceed."""
+    if not np.isfinite(risk.crossing_logit):
+        return 0.0
+    return round(float(np.percentile(np.abs(logits - risk.crossing_logit), UNDECIDED_PERCENT)), 4)
 
 
 def _reconstruction_gate(calibration: HeartOutputs) -> ReconstructionGate | None:
@@ -58,7 +75,7 @@ def _reconstruction_gate(calibration: HeartOutputs) -> ReconstructionGate | None
     return ReconstructionGate(output="psnr_db", minimum_db=round(minimum_db, 3), percentile=GATE_PERCENTILE)
 
 
-def ecg_postprocess(calibration: HeartOutputs, coverage_percent: float) -> EcgPostprocess:
+def ecg_postprocess(calibration: HeartOutputs, coverage_percent: float | None) -> EcgPostprocess:
     """Return the intervals of the three estimates and the tables of the six conditions."""
     values = calibration.heart_means("estimates")
     logits = calibration.heart_means("disease_logits")
@@ -76,7 +93,12 @@ def distance_limit(statistics: EmbeddingStatistics, held_out: HeartOutputs) -> f
     return float(np.percentile(distances, LIMIT_PERCENTILE))
 
 
-def _conformal(quantity: str, predicted: FloatArray, truth: FloatArray, coverage_percent: float) -> ConformalEstimate:
+def _conformal(
+    quantity: str, predicted: FloatArray, truth: FloatArray, coverage_percent: float | None
+) -> ConformalEstimate:
+    if coverage_percent is None:
+        msg = f"the interval of {quantity} has no coverage; state coverage_percent in the recipe"
+        raise ValueError(msg)
     minimum, maximum = _RANGES[quantity]
     return ConformalEstimate(
         quantity=quantity,

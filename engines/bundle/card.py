@@ -84,7 +84,7 @@ def _uncertainty(manifest: ManifestDraft) -> list[str]:
     if post.modality is Modality.ECHO:
         return [_conformal_sentence(post.lvef)]
     if post.modality is Modality.CMR:
-        return [_table_sentence(post.risk)]
+        return [_table_sentence(post.risk, post.undecided_logits)]
     return _bullets([*map(_conformal_sentence, post.estimates), *map(_table_sentence, post.conditions)])
 
 
@@ -97,10 +97,11 @@ def _conformal_sentence(estimate: ConformalEstimate) -> str:
     return f"{estimate.quantity}: {estimate.coverage_percent:g} % conformal interval, half width {half_width}."
 
 
-def _table_sentence(table: ProbabilityTable) -> str:
+def _table_sentence(table: ProbabilityTable, undecided_logits: float = 0.0) -> str:
+    farther = f" and the logit farther than {undecided_logits:g} from where it crosses" if undecided_logits else ""
     return (
         f"{table.condition}: calibrated probability with its Venn-Abers interval; called only when the interval "
-        f"lies on one side of {table.threshold_probability:g}."
+        f"lies on one side of {table.threshold_probability:g}{farther}."
     )
 
 

@@ -8,6 +8,8 @@ a missing field is an error, because a default would be a guess about how the ne
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -120,6 +122,13 @@ class ProbabilityTable(_Part):
         _require(bool(np.all(np.asarray(self.low) <= np.asarray(self.high))), "low <= high")
         return self
 
+    @property
+    def crossing_logit(self) -> float:
+        """The first logit of the grid whose merged probability lies above the threshold; infinite where none does."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        above = np.flatnonzero(high / (1.0 - low + high) > self.threshold_probability)
+        return float(self.logits[above[0]]) if above.size else math.inf
+
 
 class EchoPostprocess(_Part):
     """Clips to one ejection fraction; ``clip_sd_limit_percent`` is the spread above which the engine abstains."""
@@ -144,16 +153,24 @@ class ReconstructionGate(_Part):
 
 
 class CmrPostprocess(_Part):
-    """One logit to the probability of an LVEF of at most 40 %.
+    """One logit to the probability of a low LVEF, such as at most 40 %.
 
     Args:
         risk: calibration of the output ``logit``.
+        undecided_logits: the condition is not called within this distance of ``risk.crossing_logit``.
         reconstruction_gate: None for a network that rebuilds nothing, and only for one.
     """
 
     modality: Literal[Modality.CMR]
     risk: ProbabilityTable
+    undecided_logits: NonNegative
     reconstruction_gate: ReconstructionGate | None
+
+    @model_validator(mode="after")
+    def _condition_names_a_threshold(self) -> CmrPostprocess:
+        found = self.risk.condition
+        _require(re.fullmatch(r"lvef_at_most_\d+", found) is not None, f"a condition like lvef_at_most_40, not {found}")
+        return self
 
 
 class EcgPostprocess(_Part):

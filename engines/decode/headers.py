@@ -83,6 +83,7 @@ REPORT_KEYWORDS = (
     "SeriesNumber",
     "InstanceNumber",
     "FrameOfReferenceUID",
+    "ImageOrientationPatient",
     "NumberOfFrames",
     "Rows",
     "Columns",

@@ -63,15 +63,17 @@ def estimate(
     return result, tuple(_limit_notes(calibration, value, half_width))
 
 
-def probability(table: ProbabilityTable, logit: float) -> ClassProbability:
+def probability(table: ProbabilityTable, logit: float, *, undecided_logits: float = 0.0) -> ClassProbability:
     """Look up the Venn-Abers pair of a logit and merge it to one probability.
 
     The merged probability, high / (1 - low + high), minimises the regret of the log loss and lies between the two.
-    The condition is called only where the whole interval lies on one side of the threshold.
+    The condition is called only where the whole interval lies on one side of the threshold, and the logit farther than
+    ``undecided_logits`` from where the table crosses it.
 
     Source: Vovk, Petej, Fedorova, "Large-scale probabilistic predictors with and without guarantees of validity",
         NeurIPS 2015.
     """
+    far = undecided_logits == 0.0 or abs(logit - table.crossing_logit) > undecided_logits
     low = float(np.interp(logit, table.logits, table.low))
     high = float(np.interp(logit, table.logits, table.high))
     return ClassProbability(
@@ -79,7 +81,7 @@ def probability(table: ProbabilityTable, logit: float) -> ClassProbability:
         probability=_merged(low, high),
         interval=Interval(low=low, high=high, coverage_percent=table.coverage_percent),
         threshold_probability=table.threshold_probability,
-        decision=_decision(low, high, table.threshold_probability),
+        decision=_decision(low, high, table.threshold_probability) if far else None,
     )
 
 

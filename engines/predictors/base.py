@@ -6,6 +6,8 @@ Called by the stream processors, which load one predictor per modality at start 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from engines.predictors.latent_picture import latent_picture
 from engines.preprocess.registry import Prepared
 from engines.preprocess.spec import PreprocessSpec, spec_sha256
 from engines.records import Modality
-from engines.runtime.runner import Arrays, Runner
+from engines.runtime.batcher import BatchingRunner, BatchLimits
+from engines.runtime.runner import Arrays, Runner, RuntimeIdentity
 from engines.selftest import PREFERENCE, open_verified_runner
 
 BATCH_MAX = 16
@@ -33,7 +36,7 @@ BATCH_MAX = 16
 
 
 class Predictor:
-    """One engine, ready to answer. Used by one thread at a time.
+    """One engine, ready to answer. Used by one thread at a time, unless ``batched``.
 
     Args:
         bundle: verified.
@@ -46,7 +49,7 @@ class Predictor:
         self._manifest = manifest
         self._runner = runner
         self._rejected_runtimes = rejected_runtimes
-        self._identity = _identity(bundle, runner)
+        self._identity = _identity(bundle, runner.identity)
         self._statistics = EmbeddingStatistics.from_bytes(
             bundle.read(manifest.out_of_distribution.file), size=_embedding_size(bundle)
         )
@@ -63,8 +66,8 @@ class Predictor:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which engine speaks, for the report."""
-        return self._identity
+        """Which engine speaks, and on what it last computed; a prediction carries what computed it."""
+        return _running_on(self._identity, self._runner.identity)
 
     @property
     def rejected_runtimes(self) -> tuple[str, ...]:
@@ -85,9 +88,19 @@ class Predictor:
             InferenceError: the runtime failed.
         """
         self._require_candidates(prepared)
-        outputs = self._outputs(prepared)
+        outputs, runtime = self._outputs(prepared)
         scores = [self._score(output) for output in outputs]
-        return self._prediction(self._answer(prepared, outputs, scores))
+        return self._prediction(self._answer(prepared, outputs, scores), _running_on(self._identity, runtime))
+
+    def batched(self, limits: BatchLimits) -> Predictor:
+        """The same engine for several threads, whose studies share batches; takes the place of this one.
+
+        Args:
+            limits: when a batch goes.
+        """
+        shared = copy(self)
+        shared._runner = BatchingRunner(self._runner, self._manifest, limits)  # noqa: SLF001 - the copy is ours
+        return shared
 
     def close(self) -> None:
         """Give the runtime's memory back."""
@@ -106,18 +119,21 @@ class Predictor:
                 msg = f"prepared arrays and their rows are {rows}; expected {sorted(names)} with {expected}"
                 raise ValueError(msg)
 
-    def _outputs(self, prepared: Sequence[Prepared]) -> list[Arrays]:
-        """Run all candidates as one batch and give each its rows back."""
+    def _outputs(self, prepared: Sequence[Prepared]) -> tuple[list[Arrays], RuntimeIdentity]:
+        """Run all candidates as one batch and give each its rows back, and say what computed them."""
         names = [tensor.name for tensor in self._manifest.inputs]
         batch = {name: np.concatenate([candidate.arrays[name] for candidate in prepared]) for name in names}
         ends = np.cumsum([len(candidate.arrays[names[0]]) for candidate in prepared])
-        rows = self._run(batch)
+        rows, runtime = self._run(batch)
         parts = {name: np.split(array, ends[:-1]) for name, array in rows.items()}
-        return [{name: part[index] for name, part in parts.items()} for index in range(len(prepared))]
+        return [{name: part[index] for name, part in parts.items()} for index in range(len(prepared))], runtime
 
-    def _run(self, batch: Arrays) -> Arrays:
-        runs = [self._runner.run(part) for part in _parts(batch)]
-        return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+    def _run(self, batch: Arrays) -> tuple[Arrays, RuntimeIdentity]:
+        runs, runtimes = [], []
+        for part in _parts(batch):
+            runs.append(self._runner.run(part))
+            runtimes.append(self._runner.identity)  # of this very run: the next may be computed elsewhere
+        return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}, _together(runtimes)
 
     def _score(self, outputs: Arrays) -> float:
         limit = self._manifest.out_of_distribution
@@ -131,10 +147,10 @@ class Predictor:
             return answer_cmr(prepared, outputs, scores, calibration)
         return answer_ecg(prepared, outputs, scores, calibration)
 
-    def _prediction(self, answer: Answer) -> Prediction:
+    def _prediction(self, answer: Answer, model: ModelIdentity) -> Prediction:
         return Prediction(
             modality=self.modality,
-            model=self._identity,
+            model=model,
             sources=tuple(source for candidate in answer.used for source in candidate.sources),
             estimates=answer.estimates,
             probabilities=answer.probabilities,
@@ -149,7 +165,8 @@ class Predictor:
         if answer.latents is None:
             return None
         warning = f"{NOT_FOR_CLINICAL_USE.capitalize()}; trained on {self._manifest.training_data.rstrip('. ')}."
-        return latent_picture(answer.latents, condition="LVEF of 40 % or less", warning=warning)
+        percent = answer.probabilities[0].condition.removeprefix("lvef_at_most_")
+        return latent_picture(answer.latents, condition=f"LVEF of {percent} % or less", warning=warning)
 
 
 def load_predictor(path: Path, preference: Sequence[str] = PREFERENCE) -> Predictor:
@@ -168,8 +185,8 @@ def load_predictor(path: Path, preference: Sequence[str] = PREFERENCE) -> Predic
     return Predictor(bundle, runner, rejected)
 
 
-def _identity(bundle: Bundle, runner: Runner) -> ModelIdentity:
-    manifest, runtime = bundle.manifest, runner.identity
+def _identity(bundle: Bundle, runtime: RuntimeIdentity) -> ModelIdentity:
+    manifest = bundle.manifest
     return ModelIdentity(
         name=manifest.name,
         version=manifest.version,
@@ -183,7 +200,40 @@ def _identity(bundle: Bundle, runner: Runner) -> ModelIdentity:
         device=runtime.device,
         training_data=manifest.training_data,
         intended_use=manifest.intended_use,
+        plan_sha256=runtime.plan_sha256,
+        fallback=runtime.fallback,
     )
+
+
+def _running_on(identity: ModelIdentity, runtime: RuntimeIdentity) -> ModelIdentity:
+    return replace(
+        identity,
+        runtime=runtime.runtime,
+        runtime_version=runtime.version,
+        precision=runtime.precision,
+        device=runtime.device,
+        plan_sha256=runtime.plan_sha256,
+        fallback=runtime.fallback,
+    )
+
+
+def _together(runtimes: Sequence[RuntimeIdentity]) -> RuntimeIdentity:
+    """What computed a study whose parts ran one after the other: the fallback, where one of them needed it.
+
+    Its sentence then names what computed the rest.
+    """
+    each = tuple(dict.fromkeys(runtimes))
+    if len(each) == 1:
+        return each[0]
+    stated = next((one for one in reversed(each) if one.fallback), each[-1])
+    rest = ", ".join(_in_words(one) for one in each if one is not stated)
+    reason = (stated.fallback or "The runtime changed within the study.").rstrip(". ")
+    return replace(stated, fallback=f"{reason}; the other clips were computed by {rest}.")
+
+
+def _in_words(runtime: RuntimeIdentity) -> str:
+    plan = f", plan {runtime.plan_sha256[:16]}" if runtime.plan_sha256 else ""
+    return f"{runtime.runtime} {runtime.version} {runtime.precision} on {runtime.device}{plan}"
 
 
 def _embedding_size(bundle: Bundle) -> int:

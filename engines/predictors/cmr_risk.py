@@ -39,7 +39,7 @@ def answer_cmr(
         return Answer(used=tuple(prepared), score=score, abstention=_poor_reconstruction(output, gate))
     if not within_distribution(score):
         return replace(out_of_distribution(prepared, score), notes=_reconstruction_note(output, gate))
-    risk = probability(calibration.risk, float(output["logit"][0, 0]))
+    risk = probability(calibration.risk, float(output["logit"][0, 0]), undecided_logits=calibration.undecided_logits)
     return Answer(
         used=tuple(prepared),
         score=score,
@@ -50,7 +50,9 @@ def answer_cmr(
 
 
 def _undecided(decision: bool | None) -> tuple[str, ...]:
-    return () if decision is not None else ("The interval holds the threshold: neither present nor absent is called.",)
+    if decision is not None:
+        return ()
+    return ("The result lies too near to the threshold: neither present nor absent is called.",)
 
 
 def _rebuilt(output: Outputs, gate: ReconstructionGate) -> bool:
@@ -81,5 +83,8 @@ def _latents(stack: Prepared, output: Outputs) -> Latents | None:
     if not {"poses", "relevance"} <= output.keys():
         return None
     return Latents(
-        images_FSS=stack.arrays["image"][0], poses_N3=output["poses"][0], relevance_FN=output["relevance"][0]
+        images_FSS=stack.arrays["image"][0],
+        poses_N3=output["poses"][0],
+        relevance_FN=output["relevance"][0],
+        shown=stack.notes,
     )

@@ -1,7 +1,7 @@
 """Draws which latents carry the answer of a cardiac MR engine, on the two images it read.
 
-Numpy and Pillow only. Called by ``predictors.base``; the report writes the picture into the PACS. No patient data is
-drawn.
+Numpy and Pillow only. Called by ``predictors.base``; the report marks the directions of the patient, which it has from
+the headers, and writes the picture into the PACS. No patient data is drawn.
 
 Letters: F frame (end-diastole, end-systole), S image size, N latents, H row, W column.
 """
@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from engines.predictions import Picture
+from engines.predictors.patient_directions import Directions
 
 FRAME_LABELS = ("ED", "ES")
 TOWARDS_RGB = (230, 110, 0)
@@ -33,6 +34,10 @@ _RADIUS_PX = (2.0, 9.0)
 _OPACITY = (70, 255)
 _OVERSAMPLING = 3
 _LINE_LETTERS = 100
+_EDGE_PX = 5
+_LETTERS_EXPLAINED = (
+    "Letters at the edges: directions of the patient, R right, L left, A anterior, P posterior, H head, F foot."
+)
 _INK = (235, 235, 235)
 _PAPER = (16, 16, 16)
 
@@ -46,6 +51,7 @@ class Latents:
         poses_N3: float [N, 3]: x to the right and y down in half fields of view (-1 and 1 are the centres of the first
             and the last pixel), and the orientation in radians from x towards y.
         relevance_FN: float [2, N]: additive share of each latent in the logit; positive speaks for the condition.
+        shown: sentences that name the slice and the phases of the images.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -54,6 +60,7 @@ class Latents:
     images_FSS: NDArray[np.floating]
     poses_N3: NDArray[np.floating]
     relevance_FN: NDArray[np.floating]
+    shown: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         frames, count, size = len(FRAME_LABELS), len(self.poses_N3), self.images_FSS.shape[-1]
@@ -62,6 +69,17 @@ class Latents:
             found = f"{self.images_FSS.shape}, {self.poses_N3.shape}, {self.relevance_FN.shape}"
             msg = f"images, poses and relevance are {found}; expected [2, S, S], [N, 3] and [2, N]"
             raise ValueError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentPicture(Picture):
+    """The picture, and where the images lie in it.
+
+    Args:
+        panels_px: (x0, y0, x1, y1) of each image, end exclusive; all are shown in one view.
+    """
+
+    panels_px: tuple[tuple[int, int, int, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +94,11 @@ class Marker:
     towards: bool
 
 
-def latent_picture(latents: Latents, *, condition: str, warning: str) -> Picture:
+def latent_picture(latents: Latents, *, condition: str, warning: str) -> LatentPicture:
     """Draw both frames with their latents, and below them how to read it.
 
     Args:
-        latents: images, poses and shares.
+        latents: images, poses and shares, and what is shown.
         condition: what the logit speaks for, in words.
         warning: what the reader must know of the model; the drawn line is cut at its end where it is long.
 
@@ -91,12 +109,41 @@ def latent_picture(latents: Latents, *, condition: str, warning: str) -> Picture
     side = panels[0].width
     canvas = Image.new("RGB", (2 * side + _GAP_PX, _HEAD_PX + side + _FOOT_PX), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for frame, (panel, label) in enumerate(zip(panels, FRAME_LABELS, strict=True)):
-        left = frame * (side + _GAP_PX)
+    lefts = [frame * (side + _GAP_PX) for frame in range(len(FRAME_LABELS))]
+    for left, panel, label in zip(lefts, panels, FRAME_LABELS, strict=True):
         canvas.paste(panel, (left, _HEAD_PX))
         draw.text((left + 6, 6), label, fill=_INK, font=_font())
     _legend(draw, top=_HEAD_PX + side, lines=_legend_lines(condition, warning))
-    return Picture(rgb_HW3=np.asarray(canvas, dtype=np.uint8).copy(), caption=_caption(condition, warning))
+    return LatentPicture(
+        rgb_HW3=np.asarray(canvas, dtype=np.uint8).copy(),
+        caption=_caption(latents.shown, condition, warning),
+        panels_px=tuple((left, _HEAD_PX, left + side, _HEAD_PX + side) for left in lefts),
+    )
+
+
+def with_directions(picture: LatentPicture, directions: Directions) -> LatentPicture:
+    """Mark at the edges of every panel which way the patient lies, and say so in the caption.
+
+    Args:
+        picture: without marks.
+        directions: of the view of its panels.
+    """
+    canvas = Image.fromarray(picture.rgb_HW3)
+    draw = ImageDraw.Draw(canvas)
+    for x0, y0, x1, y1 in picture.panels_px:
+        middle_x, middle_y = (x0 + x1) // 2, (y0 + y1) // 2
+        places = {
+            "left": ((x0 + _EDGE_PX, middle_y), "lm"),
+            "right": ((x1 - _EDGE_PX, middle_y), "rm"),
+            "top": ((middle_x, y0 + _EDGE_PX), "ma"),
+            "bottom": ((middle_x, y1 - _EDGE_PX), "md"),
+        }
+        for edge, (place, anchor) in places.items():
+            word = directions.edges[edge]
+            draw.text(place, word, fill=_INK, font=_font(), anchor=anchor, stroke_width=2, stroke_fill=_PAPER)
+    return replace(
+        picture, rgb_HW3=np.asarray(canvas, dtype=np.uint8).copy(), caption=f"{picture.caption} {_LETTERS_EXPLAINED}"
+    )
 
 
 def markers(latents: Latents, frame: int, scale: int) -> Iterator[Marker]:
@@ -184,12 +231,16 @@ def _legend(draw: ImageDraw.ImageDraw, *, top: int, lines: tuple[str, ...]) -> N
         draw.text((32 if keyed else 6, y), line, fill=_INK, font=_font())
 
 
-def _caption(condition: str, warning: str) -> str:
-    return (
-        f"End-diastole (ED) and end-systole (ES) as the network read them. Orange discs speak for {condition}, blue "
-        "squares against it; size and opacity show the share of each part in the result, ticks its orientation. "
-        f"{warning}"
+def _caption(shown: tuple[str, ...], condition: str, warning: str) -> str:
+    view = (
+        "End-diastole (ED) and end-systole (ES) as the network read them, seen from the apex; this view may be mirrored or "
+        "turned against the stored images."
     )
+    marks = (
+        f"Orange discs speak for {condition}, blue squares against it; size and opacity show the share of each part in the "
+        "result, ticks its orientation."
+    )
+    return " ".join((view, *shown, marks, warning))
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -23,27 +23,37 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeIdentity:
-    """Which software computes: ``runtime`` and its ``version``, ``precision`` (``fp32``), ``device`` (``CPU``)."""
+    """Which software computes.
+
+    Args:
+        runtime: its name.
+        version: of the runtime.
+        precision: ``fp32``, ``fp16`` or ``bf16``, as built; ``fp32+tf32`` where TF32 was allowed.
+        device: ``CPU``, or the GPU's name and compute capability.
+        plan_sha256: digest of the compiled plan, or None where the graph is run as it is.
+        fallback: one sentence why a preferred runtime does not compute, or None where it does.
+    """
 
     runtime: str
     version: str
     precision: str
     device: str
+    plan_sha256: str | None = None
+    fallback: str | None = None
 
 
 class Runner(Protocol):
-    """One graph, loaded by one runtime on one device; used by one thread at a time.
+    """One graph, loaded by one runtime on one device; used by one thread at a time (several: ``batcher``).
 
-    A further runtime (TensorRT) is one more class behind this protocol. It must
+    Every runtime is one class behind this protocol. It must
 
-    - be constructed from a ``Bundle`` (bytes through ``Bundle.read``, so that nothing unverified is deserialised) and
-      raise ``BundleError`` where the plan does not fit the graph digest, the library version, the device or the
-      precision it was built for; probe for a device first, since a half-made builder can crash the process;
+    - be constructed from verified bytes (a ``Bundle``, or a ``Plan`` from the cache), so that nothing unverified is
+      deserialised, and raise ``BundleError`` where they do not fit the graph, the library, the device or the precision;
     - compare the names, dtypes and shapes of its own bindings with the manifest (``checks.check_declared``);
     - refuse batches outside its optimisation profile by splitting them, never by padding silently;
     - return arrays of its own: device and pinned buffers are reused by the next run, so outputs are copied out after
       the stream has been synchronised, and a failed synchronisation is an ``InferenceError``;
-    - state the precision that was truly built in ``identity``; reduced precision passes the same golden tolerances;
+    - state the precision that was truly built in ``identity``; reduced precision passes the limits of its parity gate;
     - map every exception of the runtime (``mapped``), out of memory to ``OutOfMemory``.
 
     Deriving from ``CheckedRunner`` gives the checks and the mapping.
@@ -51,7 +61,10 @@ class Runner(Protocol):
 
     @property
     def identity(self) -> RuntimeIdentity:
-        """Runtime, version, precision and device, for the report."""
+        """What computed the calling thread's last run; before its first, what is going to compute.
+
+        A fallback may change it from one run to the next: read it after the run it belongs to, on the same thread.
+        """
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run the graph once.

@@ -15,7 +15,7 @@ NAMES = {
     "lvef": "LVEF",
     "rvef": "RVEF",
     "cardiac_output": "CO",
-    "lvef_at_most_40": "LVEF <= 40 %",
+    **{f"lvef_at_most_{percent}": f"LVEF <= {percent} %" for percent in (30, 35, 40, 50)},
 }
 _LONGEST_REASON = 90
 

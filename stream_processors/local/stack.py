@@ -135,6 +135,8 @@ class LocalStack:
             "node": "purkinje-demo",
             "log": {"url": self.log_url},
             "pacs": {"rest": {"url": self.orthanc.url}},
+            # A demo does not wait for plans to be built.
+            "engine": {"runtimes": ["openvino", "onnxruntime"]},
             "status_file": str(self.folder / "processors.json"),
         }
 

@@ -19,6 +19,8 @@ from stream_processors.local.demo import fetch_reports, send, wait_for_outcomes
 from stream_processors.local.results import result_text, summarise
 from stream_processors.local.stack import LocalStack
 
+_LVEF_CONDITION = "lvef_at_most_"
+
 
 class Verdict(StrEnum):
     """How one report compares with the truth."""
@@ -31,8 +33,9 @@ class Verdict(StrEnum):
 def judge(entry: Mapping[str, Any], truth: Mapping[str, Any]) -> Verdict:
     """Compare one summary entry with the truth of its study.
 
-    Echo and ECG are right when the true LVEF lies in the reported interval. CMR is right when the class (LVEF <= 40 %)
-    is; an undetermined class counts as refused. A study that failed or was never announced is wrong: it was lost.
+    Echo and ECG are right when the true LVEF lies in the reported interval. CMR is right when the class is (LVEF at or
+    below the threshold that its condition names); an undetermined class counts as refused. A study that failed or was
+    never announced is wrong: it was lost.
     """
     if entry["outcome"] in ("abstained", "refused"):
         return Verdict.REFUSED
@@ -44,15 +47,45 @@ def judge(entry: Mapping[str, Any], truth: Mapping[str, Any]) -> Verdict:
 
 
 def _judge_class(probabilities: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> Verdict:
-    decision = next(each["decision"] for each in probabilities if each["condition"] == "lvef_at_most_40")
-    if decision is None:
+    (given,) = (each for each in probabilities if each["condition"].startswith(_LVEF_CONDITION))
+    if given["decision"] is None:
         return Verdict.REFUSED
-    return Verdict.RIGHT if decision == (truth["lvef_percent"] <= 40) else Verdict.WRONG
+    positive = truth["lvef_percent"] <= float(given["condition"].removeprefix(_LVEF_CONDITION))
+    return Verdict.RIGHT if given["decision"] == positive else Verdict.WRONG
 
 
 def _judge_interval(measurements: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> Verdict:
     interval = next(each["interval"] for each in measurements if each["quantity"] == "lvef")
     return Verdict.RIGHT if interval["low"] <= truth["lvef_percent"] <= interval["high"] else Verdict.WRONG
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What a method must keep on phantoms: least share of right ones among the answered, largest share refused."""
+
+    right_min: float
+    refused_max: float
+
+
+BARS = {"cmr": Bar(right_min=0.85, refused_max=0.10)}
+BARS_FROM = 100
+"""Fewer studies say too little: a share of ten is a matter of luck."""
+
+
+def missed_bars(method: str, judged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one sentence for each bar of the method that these studies miss."""
+    bar = BARS.get(method)
+    if bar is None or len(judged) < BARS_FROM:
+        return []
+    counts = Counter(entry["verdict"] for entry in judged)
+    refused = counts[Verdict.REFUSED] / len(judged)
+    right = counts[Verdict.RIGHT] / max(1, len(judged) - counts[Verdict.REFUSED])
+    missed = []
+    if right < bar.right_min:
+        missed.append(f"right of the answered {100 * right:.1f} %; expected at least {100 * bar.right_min:g} %")
+    if refused > bar.refused_max:
+        missed.append(f"refused {100 * refused:.1f} %; expected at most {100 * bar.refused_max:g} %")
+    return missed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +126,7 @@ def run_verify(options: VerifyOptions, console: Console) -> int:
     With ``rotate`` the line before it says what turning changed; the verdicts count the studies that were not turned.
 
     Returns:
-        0 when every study has exactly one outcome and turning changed no answer, whatever the verdicts are.
+        0 when every study has exactly one outcome, turning changed no answer, and the method keeps its ``BARS``.
     """
     method, seed, count, out = options.method, options.seed, options.count, options.out
     with tempfile.TemporaryDirectory(prefix="purkinje-verify-") as name:
@@ -113,8 +146,13 @@ def run_verify(options: VerifyOptions, console: Console) -> int:
     turns = turns_of(compared)
     if options.rotate:
         console.print(turns.line, highlight=False)
-    console.print(last_line([entry for entry in compared if not is_turned(entry)]), highlight=False)
-    return 0 if len(entries) == len(truths) and not account.contradictions and not turns.changed else 1
+    judged = [entry for entry in compared if not is_turned(entry)]
+    missed = missed_bars(method, judged)
+    for sentence in missed:
+        console.print(sentence, highlight=False)
+    console.print(last_line(judged), highlight=False)
+    complete = len(entries) == len(truths) and not account.contradictions
+    return 0 if complete and not turns.changed and not missed else 1
 
 
 def compare(entries: Sequence[dict[str, Any]], truths: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

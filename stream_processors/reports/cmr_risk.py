@@ -1,4 +1,4 @@
-"""What a cardiac MR report says: the probability that the left ventricular ejection fraction is 40 % or less.
+"""What a cardiac MR report says: the probability that the left ventricular ejection fraction is low.
 
 One group (TID 1410) on the analysed crop of the end-diastolic frame, with the picture that explains the probability
 where the engine drew one. Called by ``measurement_report``.
@@ -17,18 +17,19 @@ def groups(subject: Subject) -> Items:
     """The measurement groups of an answered cardiac MR study.
 
     Raises:
-        ValueError: the prediction holds anything but one probability of ``lvef_at_most_40``.
+        ValueError: the prediction holds anything but one probability of ``codes.LVEF_CONDITIONS``.
     """
     probabilities = subject.prediction.probabilities
     conditions = [probability.condition for probability in probabilities]
-    if conditions != ["lvef_at_most_40"] or subject.prediction.estimates:
-        msg = f"a cardiac MR report states one probability, lvef_at_most_40; the prediction holds {conditions}"
+    if len(conditions) != 1 or conditions[0] not in codes.LVEF_CONDITIONS or subject.prediction.estimates:
+        known = ", ".join(codes.LVEF_CONDITIONS)
+        msg = f"a cardiac MR report states one probability, of {known}; the prediction holds {conditions}"
         raise ValueError(msg)
     decision = probabilities[0].decision
-    condition = codes.CONDITIONS["lvef_at_most_40"]
+    condition = codes.LVEF_CONDITIONS[conditions[0]]
     answer = group(
         subject,
-        "lvef_at_most_40",
+        conditions[0],
         f"Probability: {condition.label}",
         finding_type=condition.finding,
         measurements=[probability_number(probabilities[0], image_sources(subject.evidence.sources))],

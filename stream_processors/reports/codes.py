@@ -160,10 +160,16 @@ QUANTITIES: Final[dict[tuple[Modality, str], Quantity]] = {
 }
 """Estimates by modality and key of ``engines.predictions.Estimate.quantity``."""
 
+LVEF_CONDITIONS: Final[dict[str, Condition]] = {
+    f"lvef_at_most_{percent}": Condition(
+        finding=IMPAIRED_LV_FUNCTION, label=f"Left ventricular ejection fraction of {percent} % or less"
+    )
+    for percent in (30, 35, 40, 50)
+}
+"""What a cardiac MR engine may be trained for, one of them a bundle."""
+
 CONDITIONS: Final[dict[str, Condition]] = {
-    "lvef_at_most_40": Condition(
-        finding=IMPAIRED_LV_FUNCTION, label="Left ventricular ejection fraction of 40 % or less"
-    ),
+    **LVEF_CONDITIONS,
     "coronary_artery_disease": Condition(finding=CORONARY_ARTERY_DISEASE, label="Coronary artery disease"),
     "atrial_fibrillation": Condition(finding=ATRIAL_FIBRILLATION, label="Atrial fibrillation"),
     "sudden_cardiac_death": Condition(finding=SUDDEN_CARDIAC_DEATH, label="Sudden cardiac death"),

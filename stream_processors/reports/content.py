@@ -16,7 +16,7 @@ from highdicom.sr import RelationshipTypeValues as Relationship
 from numpy.typing import NDArray
 from pydicom.sr.coding import Code
 
-from engines.predictions import ClassProbability, Estimate, Interval, Prediction
+from engines.predictions import ClassProbability, Estimate, Interval, ModelIdentity, Prediction
 from engines.records import Modality, SourceInstance
 from stream_processors.reports import codes
 from stream_processors.reports.context import ReportContext
@@ -139,6 +139,7 @@ def algorithm(subject: Subject) -> Any:
         "runtime": f"{model.runtime} {model.runtime_version}",
         "precision": model.precision,
         "device": model.device,
+        **_plan_parameters(model),
         "training_data": model.training_data,
         "intended_use": model.intended_use,
         "input_digest": subject.context.key.content_digest,
@@ -153,6 +154,12 @@ def algorithm(subject: Subject) -> Any:
         family=codes.ARTIFICIAL_INTELLIGENCE,
         manufacturer=MANUFACTURER,
     )
+
+
+def _plan_parameters(model: ModelIdentity) -> dict[str, str]:
+    """Digest of the plan, and why a preferred runtime did not compute; only where they exist."""
+    stated = {"plan_sha256": model.plan_sha256, "fallback": model.fallback}
+    return {name: value for name, value in stated.items() if value is not None}
 
 
 def _calibration_parameters(prediction: Prediction) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The picture of a report: which parts of the images carry the answer, as a Secondary Capture Image (PS3.3 A.8.1).
 
 A series of its own with Modality OT, so that nobody takes it for an acquired image. The measurement report refers to it
-as Visual explanation (TID 1410). Called by ``measurement_report``.
+as Visual explanation (TID 1410). Where the headers say how the images lay, the picture says which way the patient lies in
+it. Called by ``measurement_report``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from highdicom.sr import RelationshipTypeValues as Relationship
 from pydicom.dataset import Dataset
 
 from engines.predictions import Picture
+from engines.predictors.latent_picture import LatentPicture, with_directions
+from engines.predictors.patient_directions import Directions, canonical_directions
 from engines.records import SourceInstance
 from stream_processors.reports import codes
 from stream_processors.reports.content import SINGLE_FRAME_CLASSES, Subject
@@ -35,9 +38,10 @@ def build_picture(picture: Picture, shell: Shell, subject: Subject) -> Dataset:
         subject: prediction, study, time and node, as for the report.
     """
     image = begin_object(shell, subject.evidence, subject.context, subject.prediction.model)
+    picture, orientation = _oriented(picture, subject)
     image.ConversionType = "WSD"  # PS3.3 C.8.6.1: Workstation
     image.ImageType = ["DERIVED", "SECONDARY"]
-    image.Laterality = image.PatientOrientation = ""
+    image.Laterality, image.PatientOrientation = "", orientation
     image.BurnedInAnnotation = image.RecognizableVisualFeatures = "NO"  # no text that names a patient, no face
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = image.ContentDate, image.ContentTime
     image.DerivationDescription = picture.caption[:_SHORT_TEXT]
@@ -70,6 +74,35 @@ def picture_instance(key: ReportKey, study_instance_uid: str) -> EvidenceInstanc
         sop_class_uid=PICTURE_SOP_CLASS_UID,
         sop_instance_uid=key.picture_sop_instance_uid,
     )
+
+
+def _oriented(picture: Picture, subject: Subject) -> tuple[Picture, list[str]]:
+    """The picture with the directions of the patient marked, and its Patient Orientation (PS3.3 C.7.6.1.1.1).
+
+    All panels show one view, so that one value is true wherever the picture shows the patient. Where the view is not
+    known nothing is marked and the value is empty, which type 2C allows.
+    """
+    if not isinstance(picture, LatentPicture):
+        return picture, []
+    directions = _directions(subject)
+    if directions is None:
+        return picture, []
+    return with_directions(picture, directions), [directions.row, directions.column]
+
+
+def _directions(subject: Subject) -> Directions | None:
+    """Directions in the view of the network, from the header of the first source; all sources are of one stack."""
+    shown = subject.prediction.sources[0].sop_instance_uid if subject.prediction.sources else ""
+    headers = (header for header in subject.context.evidence if str(header.SOPInstanceUID) == shown)
+    return next((canonical_directions(_orientation(header)) for header in headers), None)
+
+
+def _orientation(header: Dataset) -> tuple[float, ...]:
+    """ImageOrientationPatient (PS3.3 C.7.6.2.1.1), empty where it is absent or not of numbers."""
+    try:
+        return tuple(float(cosine) for cosine in header.get("ImageOrientationPatient") or ())
+    except (TypeError, ValueError):
+        return ()
 
 
 def _source(source: SourceInstance) -> Dataset:

@@ -64,7 +64,6 @@ class ReadReport:
 
 _OUTCOMES = {codes.FAILED.value: "abstained", codes.NOT_ATTEMPTED.value: "refused"}
 _QUANTITY_KEYS = {(modality, quantity.concept.value): key for (modality, key), quantity in codes.QUANTITIES.items()}
-_CONDITION_KEYS = {condition.finding.value: key for key, condition in codes.CONDITIONS.items()}
 _MODALITIES = {procedure.value: modality for modality, procedure in codes.PROCEDURES.items()}
 
 
@@ -174,11 +173,20 @@ def _numbers(modality: Modality, group: Dataset, model: dict[str, str]) -> Itera
             key, decision = _QUANTITY_KEYS[modality, _name(item)], None
             name = str(item.ConceptNameCodeSequence[0].CodeMeaning)
         else:
-            key = _CONDITION_KEYS[str(finding.ConceptCodeSequence[0].CodeValue)]
+            key = _condition(str(finding.ConceptCodeSequence[0].CodeValue), model)
             presence = _required(group, codes.PRESENCE_OF_PROPERTY)
             decision = str(presence.ConceptCodeSequence[0].CodeMeaning).lower()
             name = codes.CONDITIONS[key].label
         yield _number(item, key, name, decision, model)
+
+
+def _condition(finding: str, model: dict[str, str]) -> str:
+    """Key of a finding; conditions that share a finding are told apart by the threshold that the report states."""
+    for key, condition in codes.CONDITIONS.items():
+        if condition.finding.value == finding and f"{key}_threshold_percent" in model:
+            return key
+    msg = f"finding {finding} is none of {sorted(codes.CONDITIONS)} with a threshold"
+    raise NotOurReport(msg)
 
 
 def _number(item: Dataset, quantity: str, name: str, decision: str | None, model: dict[str, str]) -> ReportedNumber:

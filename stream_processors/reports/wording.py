@@ -38,6 +38,7 @@ def model_sentences(prediction: Prediction) -> list[str]:
         f"Model: {model.name}, version {model.version}, method {model.method}.",
         f"Training data: {_clause(model.training_data)}. Intended use: {_clause(model.intended_use)}.",
         f"Bundle SHA-256 {model.bundle_sha256}, run by {model.runtime} {model.runtime_version} ({model.precision}).",
+        *_plan_sentences(model),
     ]
     if prediction.out_of_distribution_score is not None:
         score = prediction.out_of_distribution_score
@@ -62,6 +63,16 @@ def picture_sentences(prediction: Prediction) -> list[str]:
     return [f"The series AI picture of this study shows what carries the result. {prediction.picture.caption}"]
 
 
+def _plan_sentences(model: ModelIdentity) -> list[str]:
+    """Which plan ran where, and why a fallback computed instead; nothing where a graph ran as it is."""
+    sentences = []
+    if model.plan_sha256 is not None:
+        sentences.append(f"Plan SHA-256 {model.plan_sha256}, on {model.device}.")
+    if model.fallback is not None:
+        sentences.append(f"A fallback computed this answer: {_clause(model.fallback)}.")
+    return sentences
+
+
 def _clause(sentence: str) -> str:
     return sentence.strip().rstrip(".")
 
@@ -83,7 +94,7 @@ def _meaning(probability: ClassProbability) -> str:
     return (
         f"How to read it: among cases like those the model was calibrated on, about {share} with this probability have "
         f"the finding ({codes.CONDITIONS[probability.condition].label.lower()}). It is called present or absent only "
-        "where the whole interval lies on one side of the threshold. No volume and no ejection fraction was measured."
+        "where the result lies clearly on one side of the threshold. No volume and no ejection fraction was measured."
     )
 
 

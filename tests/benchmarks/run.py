@@ -19,6 +19,8 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT_S = 1800
+ON_GPU = "bench_gpu"
+"""Has a command and a form of its own: ``make bench-gpu``."""
 
 
 def main() -> int:
@@ -29,7 +31,9 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     programs = [
-        path for path in sorted(HERE.glob("bench_*.py")) if options.only is None or path.stem[6:] in options.only
+        path
+        for path in sorted(HERE.glob("bench_*.py"))
+        if path.stem != ON_GPU and (options.only is None or path.stem[6:] in options.only)
     ]
     results = [run(program, options.out / f"{program.stem[6:]}.json") for program in programs]
     (options.out / "results.md").write_text("\n".join(markdown(result) for result in results if result is not None))

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stream_processors.pacs.orthanc_rest  # noqa: F401 - so that every subclass exists
-from engines.errors import BundleError, EngineError, InferenceError, NotApplicable, OutOfMemory, Refusal, SelfTestFailed
+from engines.errors import (
+    BundleError,
+    DeviceLost,
+    EngineError,
+    InferenceError,
+    NotApplicable,
+    OutOfMemory,
+    Refusal,
+    SelfTestFailed,
+)
 from orthanc_plugin.wire.events import EventError, UnsupportedVersion
 from orthanc_plugin.wire.log import LogUnavailable
 from stream_processors.disposition import BUG, ENDINGS, TABLE, Action, Rule, rule_for
@@ -49,9 +58,10 @@ def test_every_class_of_ours_has_a_rule_that_is_not_the_last_resort(cls: type[Ex
 
 @pytest.mark.parametrize("cls", OURS, ids=lambda cls: cls.__qualname__)
 def test_what_is_retriable_is_retried_and_nothing_else(cls: type[Exception]) -> None:
-    """The attribute of the class and the table agree."""
+    """The attribute of the class and the table agree; a lost GPU is tried again too, but in a new process only."""
     retriable = getattr(cls, "retriable", cls is LogUnavailable)
-    assert (rule_for(_made(cls)).action is Action.RETRY) == retriable
+    again = Action.NEW_PROCESS if issubclass(cls, DeviceLost) else Action.RETRY
+    assert (rule_for(_made(cls)).action is again) == retriable
 
 
 @pytest.mark.parametrize("cls", OURS, ids=lambda cls: cls.__qualname__)
@@ -93,6 +103,13 @@ def test_a_failing_runtime_is_buried_after_three_tries() -> None:
     rule = rule_for(InferenceError("x"))
     assert [rule.action_after(n) for n in (1, 2, 3)] == [Action.RETRY, Action.RETRY, Action.DEAD_LETTER]
     assert rule_for(OutOfMemory("x")).attempts > rule.attempts
+
+
+def test_a_lost_gpu_is_left_to_a_new_process_at_once() -> None:
+    """No try in this process can succeed, and none ends in a dead letter, however many there were; somebody is told."""
+    rule = rule_for(DeviceLost("x"))
+    assert {rule.action_after(attempts) for attempts in (1, 3, 10**6)} == {Action.NEW_PROCESS}
+    assert rule.alert
 
 
 def test_a_bug_is_buried_with_an_alert() -> None:

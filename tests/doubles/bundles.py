@@ -138,7 +138,9 @@ def postprocess(modality: Modality) -> m.Postprocess:
     estimates = (conformal("lvef"), conformal("rvef"), conformal("cardiac_output", unit="l/min"))
     return {
         Modality.ECHO: m.EchoPostprocess(modality=Modality.ECHO, lvef=conformal(), clip_sd_limit_percent=8.0),
-        Modality.CMR: m.CmrPostprocess(modality=Modality.CMR, risk=table(), reconstruction_gate=None),
+        Modality.CMR: m.CmrPostprocess(
+            modality=Modality.CMR, risk=table(), undecided_logits=0.0, reconstruction_gate=None
+        ),
         Modality.ECG: m.EcgPostprocess(
             modality=Modality.ECG, estimates=estimates, conditions=tuple(map(table, DISEASES))
         ),

@@ -20,8 +20,8 @@ Distortion = Callable[[Arrays], Arrays]
 class DistortedRunner(CheckedRunner):
     """ONNX Runtime whose answers are distorted on the way out."""
 
-    def __init__(self, bundle: Bundle, distortion: Distortion) -> None:
-        super().__init__(bundle.manifest, IDENTITY, (RuntimeError,))
+    def __init__(self, bundle: Bundle, distortion: Distortion, identity: RuntimeIdentity = IDENTITY) -> None:
+        super().__init__(bundle.manifest, identity, (RuntimeError,))
         self._inner = OnnxRunner(bundle)
         self._distortion = distortion
 
@@ -60,6 +60,21 @@ def not_a_number(outputs: Arrays) -> Arrays:
     broken = outputs[first].copy()
     broken.flat[0] = np.nan
     return {**outputs, first: broken}
+
+
+def unaltered(outputs: Arrays) -> Arrays:
+    """As it should be."""
+    return outputs
+
+
+def slightly_wrong(outputs: Arrays) -> Arrays:
+    """Rounded to half precision, as a right plan in reduced precision is."""
+    return {name: array.astype(np.float16).astype(np.float32) for name, array in outputs.items()}
+
+
+def scaled(outputs: Arrays) -> Arrays:
+    """The direction right and the length wrong."""
+    return {name: array * np.float32(1.2) for name, array in outputs.items()}
 
 
 def swapped_columns(outputs: Arrays) -> Arrays:

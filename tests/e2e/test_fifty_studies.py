@@ -26,6 +26,8 @@ from stream_processors.pacs.send import send_files
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("orthanc_installed")]
 
 KILLS = 5
+LANES = {"PURKINJE_ENGINE__BATCH__ECG__LANES": "3"}
+"""ECG studies share batches; echo and cardiac MR have the one lane of the default."""
 
 
 def send_all(stack: LocalStack, arrivals: list[Arrival], rng: random.Random) -> None:
@@ -130,7 +132,8 @@ def test_fifty_studies_survive_everything(
     print(f"seed {seed}")  # noqa: T201 - shown when the test fails
     rng = random.Random(seed)
     arrivals = of_truths(phantoms)
-    with LocalStack(tmp_path, log=log, quiet=QuietTimes(echo_s=2.0, cmr_s=4.0)) as stack:
+    quiet = QuietTimes(echo_s=2.0, cmr_s=4.0)
+    with LocalStack(tmp_path, log=log, quiet=quiet, processor_environment=LANES) as stack:
         with killer(stack, rng) as moments:
             send_all(stack, arrivals, rng)
             restart_orthanc_inside_quiet_time(stack)

@@ -80,8 +80,9 @@ class Site:
 
     def send_and_announce(self, seed: int) -> StudyReady:
         """One phantom ECG by C-STORE, and the announcement the plugin would make of it."""
-        (truth,) = make_studies("ecg", seed, 1, self.folder / "phantom")
-        files = [self.folder / "phantom" / file for file in truth.files]
+        phantom = self.folder / f"phantom-{seed}"
+        (truth,) = make_studies("ecg", seed, 1, phantom)
+        files = [phantom / file for file in truth.files]
         peer = Peer(
             host="127.0.0.1",
             port=self.orthanc.dicom_port,
@@ -184,3 +185,39 @@ def test_a_processor_killed_at_a_stage_leaves_one_report(site: Site, stage: str,
     assert len({outcome["event_id"] for outcome in outcomes}) == 1
     assert outcomes[-1]["claim_event_id"] == claim.event_id
     assert [outcome["report"]["stored"] for outcome in outcomes] == stored
+
+
+LANES = 3
+SHARED = {
+    "PURKINJE_ENGINE__BATCH__ECG__LANES": str(LANES),
+    "PURKINJE_ENGINE__BATCH__ECG__MAX_BATCH": str(LANES),
+}
+ONLY_TOGETHER = {**SHARED, "PURKINJE_ENGINE__BATCH__ECG__MAX_WAIT_MS": "60000"}
+"""No study passes the engine before all lanes ask: whoever gets beyond it was one batch with the others."""
+
+
+@pytest.mark.parametrize("stage", ["predict", "store"])
+def test_a_batch_of_several_killed_in_flight_leaves_one_report_each(site: Site, stage: str) -> None:
+    """SIGKILL while the studies of one batch are on their way through the engine: none is lost, none is reported twice.
+
+    The first lane to pass the stage ends them all: as the batch comes out of the engine, or with one report stored.
+    """
+    claims = [site.send_and_announce(seed=1000 * sum(map(ord, stage)) + number) for number in range(LANES)]
+    topic = claims[0].topic
+    dying = site.start(PURKINJE_FAILPOINT=f"after_{stage}", **ONLY_TOGETHER)
+    assert dying.wait(60) == -signal.SIGKILL, (site.folder / "processors.log").read_text()
+    assert site.log.lag([topic], group="purkinje.ecg") == {topic: LANES}
+    before = {claim.event_id: site.reports(claim.study_instance_uid) for claim in claims}
+    again = site.start(**SHARED)
+    try:
+        site.wait_until_committed(again, claims[0])
+    finally:
+        again.terminate()
+    assert again.wait(30) == 0
+    for claim in claims:
+        after = site.reports(claim.study_instance_uid)
+        assert len(after) == 2
+        assert {one: after[one] for one in before[claim.event_id]} == before[claim.event_id]
+    outcomes = [parse_outcome(record.headers, record.value) for record in site.log.read(RESULT_TOPIC)]
+    assert {outcome["claim_event_id"] for outcome in outcomes} == {claim.event_id for claim in claims}
+    assert len({outcome["event_id"] for outcome in outcomes}) == LANES

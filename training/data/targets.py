@@ -17,9 +17,10 @@ DISEASES = (
     "cardiomyopathy",
 )
 
-LVEF_AT_MOST_40 = "lvef_at_most_40"
+LVEF_CONDITIONS = {"lvef_at_most_30": 30.0, "lvef_at_most_35": 35.0, "lvef_at_most_40": 40.0, "lvef_at_most_50": 50.0}
+"""Condition -> percent; a heart at the threshold has the condition. Each has a label in the report's code table."""
 
-COLUMNS = (*ESTIMATES, LVEF_AT_MOST_40, *DISEASES)
+COLUMNS = (*ESTIMATES, *LVEF_CONDITIONS, *DISEASES)
 
 SPREADS = {"lvef": 15.0, "rvef": 12.0, "cardiac_output": 1.5}
 """Scale of each estimate in its own unit: losses and network heads count in it."""

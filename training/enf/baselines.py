@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from engines.preprocess.cmr import locate_heart
 from engines.preprocess.spec import CmrSpec
 from engines.records import CineStack
 from training.config import OptimConfig
+from training.enf.config import Task
 from training.enf.descent import descend
 from training.enf.pairs import Pairs
 from training.enf.segmentation import CavityNotFoundError, mean_over_turns, segmentation_ef
@@ -40,6 +42,14 @@ class Classifier(Protocol):
     """What the comparison asks of each competitor."""
 
     name: str
+
+    @property
+    def settings(self) -> str:
+        """Everything but the hearts and the seed that decides the answers."""
+
+    @property
+    def training_s(self) -> float:
+        """Seconds that the training took, whenever it was."""
 
     def fit(self, train: Pairs, validation: Pairs, *, seed: int, progress: Progress) -> None:
         """Train; equal arguments give equal weights."""
@@ -69,14 +79,14 @@ class BaselineConfig:
 
     Args:
         optim: AdamW, warm-up, cosine; with batch normalisation the incomplete last batch is left out.
-        threshold_percent: hearts at or below it are positive.
+        task: what is positive, and what they are trained on.
         shift_max_px: largest shift of the unturned views, either way.
         gain_spread, gamma_spread: an image x becomes (1 + g) x ** (1 + h), g and h uniform up to these.
         network: makes the untrained network.
     """
 
     optim: OptimConfig = OPTIM
-    threshold_percent: float = 40.0
+    task: Task = field(default_factory=lambda: Task(condition="lvef_at_most_40", blur_percent=5.0))
     shift_max_px: float = 4.0
     gain_spread: float = 0.1
     gamma_spread: float = 0.2
@@ -96,6 +106,12 @@ class ResNet50:
         self.config = config or BaselineConfig()
         self._network: nn.Module | None = None
         self._fitted_on = ""
+        self.training_s = 0.0
+
+    @property
+    def settings(self) -> str:
+        """Everything but the hearts and the seed that decides the answers."""
+        return repr(self.config)
 
     def fit(self, train: Pairs, validation: Pairs, *, seed: int, progress: Progress) -> None:
         """Train unless this very fit is already held.
@@ -108,9 +124,10 @@ class ResNet50:
         if self._fitted_on == digest:
             return
         torch.manual_seed(seed)
-        network = self.config.network()
+        network, started = self.config.network(), time.perf_counter()
         _train(self, network, (train, validation), seed=seed, progress=progress)
         self._network, self._fitted_on = network.eval(), digest
+        self.training_s = time.perf_counter() - started
 
     def training_views(self, train: Pairs, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
         """Return one view of each heart, float32 [n, 2, S, S], unturned and shifted."""
@@ -140,7 +157,8 @@ class ResNet50:
             raise NotFittedError(f"{self.name} is not trained; there is nothing to save")
         tensors = {name: value.contiguous() for name, value in self._network.state_dict().items()}
         partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata={"classifier": self.name, "fitted_on": self._fitted_on})
+        stated = {"classifier": self.name, "fitted_on": self._fitted_on, "seconds": str(self.training_s)}
+        save_file(tensors, partial, metadata=stated)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
@@ -156,15 +174,12 @@ class ResNet50:
         network = self.config.network()
         network.load_state_dict(load_file(path))
         self._network, self._fitted_on = network.eval(), metadata["fitted_on"]
+        self.training_s = float(metadata["seconds"])
 
     def _digest(self, train: Pairs, validation: Pairs, seed: int) -> str:
-        settings = [self.name, repr(self.config.optim), self.config.threshold_percent, self.config.shift_max_px]
+        settings = [self.name, repr(self.config.optim), repr(self.config.task), self.config.shift_max_px]
         settings += [self.config.gain_spread, self.config.gamma_spread, self.config.network.__qualname__, seed]
-        digest = hashlib.sha256(json.dumps(settings).encode())
-        for pairs in (train, validation):
-            digest.update(json.dumps([pairs.keys, pairs.spec.model_dump(mode="json")]).encode())
-            digest.update(pairs.wide_N2WW.tobytes() + pairs.lvef_percent.tobytes())
-        return digest.hexdigest()
+        return hashlib.sha256(json.dumps([*settings, train.sha256, validation.sha256]).encode()).hexdigest()
 
 
 class ResNet50Rotated(ResNet50):
@@ -191,6 +206,16 @@ class ResNet50C4:
     def __init__(self, plain: ResNet50) -> None:
         self.plain = plain
 
+    @property
+    def settings(self) -> str:
+        """Those of the plain network."""
+        return self.plain.settings
+
+    @property
+    def training_s(self) -> float:
+        """Seconds of the plain network's training; there is no other."""
+        return self.plain.training_s
+
     def fit(self, train: Pairs, validation: Pairs, *, seed: int, progress: Progress) -> None:
         """Train the plain network unless this very fit is already held."""
         self.plain.fit(train, validation, seed=seed, progress=progress)
@@ -212,10 +237,18 @@ class SegmentationEf:
 
     name = "Segmentation EF"
 
-    def __init__(self, network: nn.Module, spec: CmrSpec, threshold_percent: float = 40.0) -> None:
+    def __init__(self, network: nn.Module, spec: CmrSpec, threshold_percent: float) -> None:
         self.network = network
         self.spec = spec
         self.threshold_percent = threshold_percent
+
+    @property
+    def settings(self) -> str:
+        """Digest of the weights, preprocessing and threshold."""
+        digest = hashlib.sha256()
+        for tensor in self.network.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+        return repr((digest.hexdigest(), self.spec, self.threshold_percent))
 
     def logits_of_stacks(self, stacks: Sequence[CineStack]) -> NDArray[np.float64]:
         """Return float64 [N], percentage points below the threshold; NaN where no cavity was segmented.
@@ -238,7 +271,10 @@ def _train(
     """Train in place; the network ends with the weights of the best epoch."""
     (train, validation), optim = pairs, classifier.config.optim
     optimizer = make_optimizer(network, optim)
-    truth, images = validation.labels(classifier.config.threshold_percent), validation.views(np.arange(len(validation)))
+    truth, images = (
+        validation.labels(classifier.config.task.threshold_percent),
+        validation.views(np.arange(len(validation))),
+    )
     best, best_state = (-1.0, -math.inf), {}
     for epoch in range(optim.epochs):
         loss = _epoch(classifier, network, optimizer, train, (seed, epoch))
@@ -261,13 +297,13 @@ def _epoch(
     if steps == 0:
         raise ValueError(f"{len(train)} training hearts do not fill one batch of {optim.batch_size}")
     order = rng.permutation(len(train))[: steps * optim.batch_size].reshape(steps, -1)
-    labels = torch.from_numpy(train.labels(classifier.config.threshold_percent).astype(np.float32))
+    targets = torch.from_numpy(classifier.config.task.targets(train.lvef_percent))
     network.train()
     losses = []
     for step, rows in enumerate(order):
         rate = learning_rate_at(stream[1] * steps + step, optim.epochs * steps, optim)
         images = _jittered(classifier.training_views(train, rows, rng), classifier.config, rng)
-        loss = binary_cross_entropy_with_logits(network(images), labels[torch.from_numpy(rows)])
+        loss = binary_cross_entropy_with_logits(network(images), targets[torch.from_numpy(rows)])
         losses.append(descend(network, optimizer, loss, rate, optim.gradient_clip))
     return float(np.mean(losses))
 

@@ -31,10 +31,12 @@ class Labelled:
     Args:
         latents: fitted views.
         positive: bool [N].
+        targets: float32 [N], 0 to 1, what the network is trained on.
     """
 
     latents: Latents
     positive: NDArray[np.bool_]
+    targets: NDArray[np.float32]
 
 
 def train_classifier(
@@ -100,18 +102,18 @@ def _epoch(  # noqa: PLR0913, PLR0917 - a network, its optimiser, data, settings
         contexts = torch.from_numpy(training.latents.contexts_NV2LC[rows, views])
         contexts = contexts + config.noise * torch.as_tensor(network.spread) * torch.randn_like(contexts)
         optimizer.zero_grad(set_to_none=True)
-        loss = _loss(network(contexts), torch.from_numpy(training.positive[rows]))
+        loss = _loss(network(contexts), torch.from_numpy(training.targets[rows]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, error_if_nonfinite=True)
         optimizer.step()
 
 
-def _loss(outputs: dict[str, Tensor], positive: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(outputs["logit"][:, 0], positive.float())
+def _loss(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(outputs["logit"][:, 0], targets)
 
 
 def _measure(network: InvariantTransformer, validation: Labelled) -> tuple[float, float]:
     network.eval()
     logits = classifier_logits(network, validation.latents.contexts_NV2LC[:, 0])
-    loss = np.logaddexp(0.0, np.where(validation.positive, -logits, logits)).mean()
+    loss = (np.logaddexp(0.0, logits) - validation.targets * logits).mean()
     return float(loss), float(((logits > 0) == validation.positive).mean())

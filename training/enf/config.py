@@ -8,25 +8,48 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
 from engines.preprocess.spec import CmrSpec
 from training.config import BundleConfig, DataConfig
+from training.data.targets import LVEF_CONDITIONS
 from training.models.enf import EnfShape
 from training.models.invariant_transformer import TransformerShape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Which hearts are positive.
+    """Which hearts are positive: those with the ``condition``, a key of ``LVEF_CONDITIONS``.
 
-    Args:
-        condition: key of the report's code table.
-        target: column of ``training.data.targets.COLUMNS``.
-        threshold: hearts at or below it are positive.
+    All models are trained on the same targets. One slice does not tell 39 from 41 %, so a heart near the threshold is a
+    target between 0 and 1: the probability that its ejection fraction, measured with an error of ``blur_percent``
+    (standard deviation), lies at or below the threshold. They are judged by the condition itself.
+
+    Raises:
+        ValueError: an unknown condition, or no positive error.
     """
 
     condition: str
-    target: str
-    threshold: float
+    blur_percent: float
+
+    def __post_init__(self) -> None:
+        if self.condition not in LVEF_CONDITIONS:
+            msg = f"no condition is called {self.condition!r}; expected one of {', '.join(LVEF_CONDITIONS)}"
+            raise ValueError(msg)
+        if not self.blur_percent > 0.0:
+            msg = f"blur_percent is {self.blur_percent}; expected a positive number of percentage points"
+            raise ValueError(msg)
+
+    def targets(self, lvef_percent: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return what the models are trained on, float32 [N], 0 to 1."""
+        return np.asarray(ndtr((self.threshold_percent - lvef_percent) / self.blur_percent), np.float32)
+
+    @property
+    def threshold_percent(self) -> float:
+        """Hearts with an ejection fraction at or below it are positive."""
+        return LVEF_CONDITIONS[self.condition]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,15 @@ class DicomTurns:
 
     @property
     def largest_change_sd(self) -> float:
-        """Largest change of a logit, in standard deviations of the unturned logits."""
+        """Largest change of a logit, in standard deviations of the unturned logits.
+
+        Raises:
+            ValueError: fewer than two studies were answered, so that there is no standard deviation.
+        """
+        if self.answered < 2:
+            raise ValueError(
+                f"{self.answered} of {len(self.logits)} studies were answered; write at least two that are"
+            )
         before = self.logits[:, :1]
         return float(np.nanmax(np.abs(self.logits[:, 1:] - before)) / np.nanstd(before))
 
@@ -75,5 +83,7 @@ def _image(folder: Path, truth: StudyTruth, spec: CmrSpec) -> NDArray[np.float32
 def _asked(model: Classifier, images: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float64]:
     usable = [row for row, image in enumerate(images) if image is not None]
     logits = np.full(len(images), np.nan)
+    if not usable:
+        return logits
     logits[usable] = model.logits(np.concatenate([image for image in images if image is not None]))
     return logits

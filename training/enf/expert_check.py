@@ -49,13 +49,14 @@ class ContouredImages:
         return np.asarray((self.expert_NSS == Tissue.MYOCARDIUM).any(axis=(1, 2)))
 
 
-def check_against_experts(network: nn.Module, root: Path, spec: CmrSpec) -> dict[str, dict[str, float]]:
+def check_against_experts(network: nn.Module, root: Path, spec: CmrSpec, pictures: Path) -> dict[str, dict[str, float]]:
     """Compare the segmentation with the contours of every subject below ``root``.
 
     Args:
         network: a trained ``ShortAxisUnet``.
         root: holds one folder per subject, with images and ``contours``.
         spec: of the preprocessing.
+        pictures: folder that receives one picture a subject; they show patients and belong in no repository.
 
     Returns:
         By subject: ``cavity_dice`` and ``myocardium_dice`` (all images together, the wall where both borders are drawn),
@@ -68,12 +69,13 @@ def check_against_experts(network: nn.Module, root: Path, spec: CmrSpec) -> dict
     folders = sorted(path.parent for path in root.glob("*/contours"))
     if not folders:
         raise FileNotFoundError(f"no folder with contours below {root}")
-    return {folder.name: _check(read_expert_study(folder), network, spec) for folder in folders}
+    return {folder.name: _check(read_expert_study(folder), network, spec, pictures) for folder in folders}
 
 
-def _check(study: ExpertStudy, network: nn.Module, spec: CmrSpec) -> dict[str, float]:
+def _check(study: ExpertStudy, network: nn.Module, spec: CmrSpec, pictures: Path) -> dict[str, float]:
     located = locate_heart(study.stack, spec)
     images = contoured_images(study, located, network, spec)
+    draw_overlay(images, pictures / f"{study.name}.png")
     cavities = [each == Tissue.LEFT_CAVITY for each in (images.expert_NSS, images.found_NSS)]
     walls = [(each == Tissue.MYOCARDIUM)[images.has_wall_N] for each in (images.expert_NSS, images.found_NSS)]
     return {

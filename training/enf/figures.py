@@ -25,7 +25,6 @@ _DPI = 100
 _FONT_PT = 13
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#8C8C8C"
 _FRAMES = ("end diastole", "end systole")
-_LVEF_THRESHOLD_PERCENT = 40.0
 _TICK_HALF_FIELD = 0.1
 
 
@@ -84,13 +83,16 @@ def _draw_pair(axes: Any, pair: tuple[Images, Images], psnr: str) -> None:
     axes[2].set_title("difference ±0.25")
 
 
-def latent_overlay_figure(image_2SS: Images, poses_N3: FloatArray, relevance_2N: FloatArray) -> Any:
+def latent_overlay_figure(
+    image_2SS: Images, poses_N3: FloatArray, relevance_2N: FloatArray, threshold_percent: float
+) -> Any:
     """Return ED and ES with their latents: a marker each, size by |relevance|, colour by sign, tick by orientation.
 
     Args:
         image_2SS: 0 to 1.
         poses_N3: column and row in half fields of view, -1 to 1, and theta in rad from the column towards the row axis.
-        relevance_2N: share of each latent in the logit; positive speaks for LVEF <= 40 %.
+        relevance_2N: share of each latent in the logit; positive speaks for a low LVEF.
+        threshold_percent: up to which an LVEF is low.
 
     Raises:
         ValueError: when the shapes do not fit.
@@ -105,7 +107,8 @@ def latent_overlay_figure(image_2SS: Images, poses_N3: FloatArray, relevance_2N:
         _draw_image(axis, image_2SS[frame])
         _draw_latents(axis, pixels(poses_N3, image_2SS.shape[-1]), relevance_2N[frame], largest)
         axis.set_title(_FRAMES[frame])
-    figure.suptitle("blue circle: for LVEF > 40 %; vermilion square: for LVEF <= 40 %; area: share in the logit")
+    high, low = _classes(threshold_percent)
+    figure.suptitle(f"blue circle: for {high}; vermilion square: for {low}; area: share in the logit")
     return figure
 
 
@@ -128,14 +131,17 @@ def _draw_latents(axis: Any, pixels_N4: FloatArray, relevance_N: FloatArray, lar
         axis.scatter(column, row, s=area_N[chosen_N], c=colour, marker=marker, edgecolors="white", linewidths=0.6)
 
 
-def embedding_figure(embeddings_nE: FloatArray, lvef_percent_n: FloatArray, *, seed: int = 0) -> Any:
+def embedding_figure(
+    embeddings_nE: FloatArray, lvef_percent_n: FloatArray, threshold_percent: float, *, seed: int = 0
+) -> Any:
     """Return the hearts in two dimensions, coloured by LVEF, the two classes by shape; the title names the projection."""
     positions_n2, method = project(embeddings_nE, seed=seed)
     figure, axes = _grid(1, 1, height_px=900, images=False)
     axis = axes[0, 0]
-    low_n = lvef_percent_n <= _LVEF_THRESHOLD_PERCENT
+    low_n = lvef_percent_n <= threshold_percent
+    high, low = _classes(threshold_percent)
     scale = {"vmin": float(lvef_percent_n.min()), "vmax": float(lvef_percent_n.max()), "cmap": "cividis"}
-    for chosen_n, marker, label in ((low_n, "^", "LVEF <= 40 %"), (~low_n, "o", "LVEF > 40 %")):
+    for chosen_n, marker, label in ((low_n, "^", low), (~low_n, "o", high)):
         column, row = positions_n2[chosen_n].T
         colour = lvef_percent_n[chosen_n]
         points = axis.scatter(column, row, c=colour, marker=marker, s=60, edgecolors="black", linewidths=0.4, **scale)
@@ -185,12 +191,13 @@ def curve_figure(curves: Sequence[Curve]) -> Any:
     return figure
 
 
-def gallery_figure(image_2SS: Images, probabilities: Mapping[str, Sequence[float]]) -> Any:
-    """Return ED and ES at 0, 90, 180 and 270 degrees with each model's probability of LVEF <= 40 % beneath.
+def gallery_figure(image_2SS: Images, probabilities: Mapping[str, Sequence[float]], threshold_percent: float) -> Any:
+    """Return ED and ES at 0, 90, 180 and 270 degrees with each model's probability of a low LVEF beneath.
 
     Args:
         image_2SS: 0 to 1, unturned.
         probabilities: of each model at the four turns.
+        threshold_percent: up to which an LVEF is low.
 
     Raises:
         ValueError: when a model has not four probabilities.
@@ -204,8 +211,14 @@ def gallery_figure(image_2SS: Images, probabilities: Mapping[str, Sequence[float
             _draw_image(axes[frame, quarter], np.rot90(image_2SS[frame], quarter))
             axes[frame, quarter].set_title(f"{name}, {90 * quarter}°")
     lines = [_probability_line(model, values) for model, values in probabilities.items()]
-    figure.supxlabel("\n".join(["probability of LVEF <= 40 % at 0, 90, 180, 270°", *lines]), fontsize=_FONT_PT + 1)
+    title = f"probability of {_classes(threshold_percent)[1]} at 0, 90, 180, 270°"
+    figure.supxlabel("\n".join([title, *lines]), fontsize=_FONT_PT + 1)
     return figure
+
+
+def _classes(threshold_percent: float) -> tuple[str, str]:
+    """Names of the upper and the lower class."""
+    return f"LVEF > {threshold_percent:g} %", f"LVEF <= {threshold_percent:g} %"
 
 
 def _probability_line(model: str, values: Sequence[float]) -> str:

@@ -26,7 +26,7 @@ from engines.records import CineStack, Modality
 from training.data.heart_arrays import source_digest
 from training.data.sources.cmr_studies import CmrStudies, FoundStudies
 from training.data.sources.phantom_hearts import draw_heart, draw_subject_of
-from training.enf.pairs import WIDE_PX, Pairs
+from training.enf.pairs import Pairs, wide_px
 
 _log = structlog.get_logger()
 _REPORT_EVERY = 50
@@ -41,25 +41,26 @@ class Refused:
     reason: str
 
 
-def phantom_studies(seed: int, count: int, *, balanced: bool) -> FoundStudies:
+def phantom_studies(seed: int, count: int, *, balanced_at_percent: float | None = None) -> FoundStudies:
     """Return digital hearts as studies.
 
     Args:
         seed: names the set; heart i of a seed is always the same heart.
         count: how many hearts.
-        balanced: half have an LVEF of at most 40 %; hearts of the fuller half are passed over. Otherwise as drawn.
+        balanced_at_percent: half have at most this LVEF, and hearts of the fuller half are passed over; None: as drawn.
     """
-    limit = (count // 2, count - count // 2) if balanced else (count, count)
+    threshold = balanced_at_percent if balanced_at_percent is not None else 0.0
+    limit = (count, count) if balanced_at_percent is None else (count // 2, count - count // 2)
     chosen: dict[str, float] = {}
     taken = [0, 0]
     index = 0
     while len(chosen) < count:
         lvef = draw_subject_of(seed, index).lvef_percent
-        if taken[lvef > 40.0] < limit[lvef > 40.0]:
-            taken[lvef > 40.0] += 1
+        if taken[lvef > threshold] < limit[lvef > threshold]:
+            taken[lvef > threshold] += 1
             chosen[f"phantom-{seed}-{index:06d}"] = lvef
         index += 1
-    kind = "balanced" if balanced else "as drawn"
+    kind = "as drawn" if balanced_at_percent is None else f"half with an LVEF of at most {threshold:g} %"
     return FoundStudies(name=f"digital phantoms, seed {seed}, {kind}", lvef_percent_by_key=chosen, load=_phantom_stack)
 
 
@@ -125,17 +126,17 @@ def _gathered(
             else:
                 refused.append(Refused(key=key, **json.loads(str(stored["refusal"]))))
     lvef = np.array([studies.lvef_percent(key) for key in found], np.float64)
-    wide = np.stack(crops) if crops else np.zeros((0, 2, WIDE_PX, WIDE_PX), np.float32)
+    wide = np.stack(crops) if crops else np.zeros((0, 2, *[wide_px(spec.size_px)] * 2), np.float32)
     return Pairs(wide_N2WW=wide, lvef_percent=lvef, keys=tuple(found), spec=spec), tuple(refused)
 
 
 def wide_crop(stack: CineStack, spec: CmrSpec) -> NDArray[np.float32]:
-    """Return float32 [2, W, W], W = ``WIDE_PX``.
+    """Return float32 [2, W, W], W = ``wide_px(spec.size_px)``.
 
     Raises:
         InputRefused: as ``prepare_cmr``.
     """
-    return crop_pair(locate_heart(stack, spec), spec, WIDE_PX).astype(np.float32)
+    return crop_pair(locate_heart(stack, spec), spec, wide_px(spec.size_px)).astype(np.float32)
 
 
 def _made(make: Callable[[str], bool], keys: list[str], workers: int) -> Iterable[bool]:
@@ -184,5 +185,7 @@ def _file(folder: Path, key: str) -> Path:
 
 
 def _digest(studies: CmrStudies, spec: CmrSpec, turns: int) -> str:
-    text = json.dumps([studies.name, spec.model_dump(mode="json"), turns, WIDE_PX, source_digest(Modality.CMR)])
+    text = json.dumps(
+        [studies.name, spec.model_dump(mode="json"), turns, wide_px(spec.size_px), source_digest(Modality.CMR)]
+    )
     return f"pairs-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

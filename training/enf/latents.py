@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +35,12 @@ class Latents:
     Args:
         contexts_NV2LC: float32.
         psnr_db: float32 [N, V, 2], how well each frame is reproduced.
+        seconds: time of the fits.
     """
 
     contexts_NV2LC: NDArray[np.float32]
     psnr_db: NDArray[np.float32]
+    seconds: float
 
 
 def frozen_field(run: EnfRun, enf: Enf, size: int) -> FrozenField:
@@ -55,12 +59,19 @@ def frozen_field(run: EnfRun, enf: Enf, size: int) -> FrozenField:
 class FieldRunner:
     """The fit as the engine will run it: the field alone as a graph in ONNX Runtime, twice as fast as eager torch.
 
+    On a GPU it is eager torch, without TF32, which does not resolve the gradients of the fit.
+
     Args:
         field: of a trained decoder.
         size_px: S.
+        device: ``cpu`` for ONNX Runtime, else eager torch there.
     """
 
-    def __init__(self, field: FrozenField, size_px: int) -> None:
+    def __init__(self, field: FrozenField, size_px: int, device: str = "cpu") -> None:
+        self._eager = None if device == "cpu" else copy.deepcopy(_FieldOutputs(field)).to(device)
+        if self._eager is not None:
+            torch.set_float32_matmul_precision("highest")
+            return
         spec = TensorSpec(name="image", dtype="float32", shape=(-1, 2, size_px, size_px))
         graph = export_graph(_FieldOutputs(field), spec, ["contexts", "psnr_db"])
         options = onnxruntime.SessionOptions()
@@ -69,13 +80,27 @@ class FieldRunner:
 
     def fit(self, images_N2SS: NDArray[np.float32]) -> Latents:
         """Fit images as one view each."""
-        contexts, psnr = [], []
+        contexts, psnr, started = [], [], time.perf_counter()
         for start in range(0, len(images_N2SS), _BATCH_HEARTS):
-            batch = np.ascontiguousarray(images_N2SS[start : start + _BATCH_HEARTS])
-            found = self._session.run(["contexts", "psnr_db"], {"image": batch})
+            found = self._run(np.ascontiguousarray(images_N2SS[start : start + _BATCH_HEARTS]))
             contexts.append(found[0][:, None])
             psnr.append(found[1][:, None])
-        return Latents(contexts_NV2LC=np.concatenate(contexts), psnr_db=np.concatenate(psnr))
+        return Latents(
+            contexts_NV2LC=np.concatenate(contexts),
+            psnr_db=np.concatenate(psnr),
+            seconds=time.perf_counter() - started,
+        )
+
+    @torch.inference_mode()
+    def _run(self, batch_N2SS: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Contexts and PSNR of one batch."""
+        names = ["contexts", "psnr_db"]
+        if self._eager is None:
+            found: list[NDArray[np.float32]] = self._session.run(names, {"image": batch_N2SS})
+            return found
+        device = next(self._eager.buffers()).device
+        outputs = self._eager(torch.from_numpy(batch_N2SS).to(device))
+        return [outputs[name].cpu().numpy() for name in names]
 
 
 class _FieldOutputs(nn.Module):
@@ -119,17 +144,20 @@ def fit_views(  # noqa: PLR0913 - what is fitted, how often, and where it is kep
     return Latents(
         contexts_NV2LC=np.concatenate([part.contexts_NV2LC for part in parts], axis=1),
         psnr_db=np.concatenate([part.psnr_db for part in parts], axis=1),
+        seconds=sum(part.seconds for part in parts),
     )
 
 
 def _one_view(field: FieldRunner, pairs: Pairs, view: int, seed: int, file: Path) -> Latents:
     if file.exists():
         with np.load(file) as stored:
-            return Latents(contexts_NV2LC=stored["contexts"], psnr_db=stored["psnr_db"])
+            return Latents(
+                contexts_NV2LC=stored["contexts"], psnr_db=stored["psnr_db"], seconds=float(stored["seconds"])
+            )
     rows = np.arange(len(pairs))
     images = pairs.views(rows) if view == 0 else pairs.random_views(rows, np.random.default_rng([seed, view]))
     fitted = field.fit(images)
     partial = file.with_suffix(".partial.npz")
-    np.savez(partial, contexts=fitted.contexts_NV2LC, psnr_db=fitted.psnr_db)
+    np.savez(partial, contexts=fitted.contexts_NV2LC, psnr_db=fitted.psnr_db, seconds=fitted.seconds)
     partial.replace(file)
     return fitted

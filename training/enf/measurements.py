@@ -26,8 +26,8 @@ Document = dict[str, Any]
 
 PHANTOM_CAUTION = "digital phantoms, not for clinical use"
 
-_UNITS: dict[Kind, str] = {"quarter": "°", "angle": "°", "shift": " px", "mirror": ""}
-_KIND_WORDS: dict[Kind, str] = {"quarter": "turn", "angle": "turn", "shift": "shift", "mirror": "mirror"}
+_UNITS: dict[Kind, str] = {"quarter": "°", "angle": "°", "shift": " px"}
+_KIND_WORDS: dict[Kind, str] = {"quarter": "turn", "angle": "turn", "shift": "shift"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Comparison:
     Attributes:
         data_set: where the hearts come from and how they were drawn.
         train_hearts: size of the training set.
+        condition: what a positive logit says, in words.
         command: makes the table again.
         caution: what the numbers must not be used for.
         settings: further lines, such as sizes of the networks and iterations.
@@ -44,6 +45,7 @@ class Comparison:
 
     data_set: str
     train_hearts: int
+    condition: str
     command: str
     caution: str
     settings: tuple[str, ...] = ()
@@ -103,7 +105,9 @@ def _model(outcomes: Sequence[ModelOutcome]) -> Document:
         "quarter_turns": _quarter_turns(outcomes),
         "changes": [_change(outcomes, kind, amount) for kind, amount in _amounts(outcomes[0].turned)],
         "seconds": {
-            part: _summary(over_seeds([item.seconds[part] for item in outcomes])) for part in ("train", "per_study")
+            part: _summary(over_seeds([item.seconds[part] for item in outcomes]))
+            for part in ("train", "per_study")
+            if all(part in item.seconds for item in outcomes)
         },
         "notes": list(dict.fromkeys(note for outcome in outcomes for note in outcome.notes)),
     }

@@ -1,7 +1,7 @@
 """Meta-learning of the decoder: after a few gradient steps on its contexts any frame must be reproduced well.
 
-A run takes up where it was interrupted. A loss that is not finite, or far above what it was, rolls the run back to
-its last good state with half the learning rate; the third time in a row it stops.
+A run takes up where it was interrupted. A loss or a gradient that is not finite, or a loss far above what it was, rolls the
+run back to its last good state with half the learning rate; the third time in a row it stops.
 
 Source: Wiers et al., MIDL 2026 (Adam, random pixels, three inner steps); Finn et al., "Model-Agnostic Meta-Learning
 for Fast Adaptation of Deep Networks", ICML 2017 (first and second order).
@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,14 +45,20 @@ class MetaLearningDiverged(RuntimeError):
 
 @dataclass
 class MetaState:
-    """A run between two outer steps; ``history`` holds [iteration, PSNR in dB] of the training frames."""
+    """A run between two outer steps; ``history`` holds [iteration, PSNR in dB] of the training frames.
+
+    ``rollbacks`` counts all of them and is part of what draws the next batch; ``rollbacks_in_a_row`` counts those since the
+    last good state; ``seconds`` is the time of all outer steps, those before an interruption included.
+    """
 
     enf: Enf
     optimizer: torch.optim.Optimizer
     iteration: int = 0
     rollbacks: int = 0
+    rollbacks_in_a_row: int = 0
     rate_factor: float = 1.0
     smooth_error: float | None = None
+    seconds: float = 0.0
     history: list[tuple[int, float]] = field(default_factory=list)
 
 
@@ -60,20 +67,36 @@ def start_context(run: EnfRun) -> Tensor:
     return torch.full((run.shape.context_width,), 1.0 / run.shape.context_width)
 
 
-def meta_learn(run: EnfRun, pairs: Pairs, folder: Path, *, progress: Callable[[int, int], None] | None = None) -> Enf:
-    """Train the decoder, or finish what is in ``folder``.
+def meta_learn(
+    run: EnfRun,
+    pairs: Pairs,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Enf:
+    """Train the decoder, or finish what is in ``folder``; it comes back on the CPU.
+
+    Args:
+        run: recipe.
+        pairs: training hearts.
+        folder: of checkpoint and curve.
+        device: of the outer steps, such as ``cuda``; a checkpoint goes on on any.
+        progress: called with iterations done and to do.
 
     Raises:
         MetaLearningDiverged: after repeated roll-backs.
     """
     torch.manual_seed(run.seed)
-    enf = Enf(run.shape)
+    enf = Enf(run.shape).to(device)
     state = MetaState(enf=enf, optimizer=torch.optim.Adam(enf.parameters(), lr=run.meta.learning_rate))
     digest = meta_digest(run, pairs)
     _resume(folder, state, digest)
     good = _snapshot(state)
     while state.iteration < run.meta.iterations:
+        started = time.perf_counter()
         error = outer_step(run, state, pairs)
+        state.seconds += time.perf_counter() - started
         if not _sound(state, error):
             _roll_back(state, good)
             continue
@@ -81,24 +104,31 @@ def meta_learn(run: EnfRun, pairs: Pairs, folder: Path, *, progress: Callable[[i
         state.iteration += 1
         if state.iteration % _REPORT_EVERY == 0 or state.iteration == run.meta.iterations:
             _report(state, run)
+            state.rollbacks_in_a_row = 0
             _save(folder, state, digest)
             good = _snapshot(state)
             if progress is not None:
                 progress(state.iteration, run.meta.iterations)
-    return enf.eval()
+    return enf.cpu().eval()
 
 
 def outer_step(run: EnfRun, state: MetaState, pairs: Pairs) -> float:
-    """Take one outer step and return the mean squared error after the fit; nothing is stepped where it is not finite."""
+    """Take one outer step and return the mean squared error after the fit.
+
+    Where the error or its gradient is not finite no weight is changed, and the error returned is infinite.
+    """
     rng = np.random.default_rng([run.seed, state.iteration, state.rollbacks])
     frames, tables = _batch(run, pairs, rng)
+    device = next(state.enf.parameters()).device
     _set_rate(state, run)
     state.optimizer.zero_grad(set_to_none=True)
-    loss = outer_loss(run, state.enf, frames, tables)
+    loss = outer_loss(run, state.enf, frames.to(device), tables.to(device))
     if not bool(torch.isfinite(loss)):
         return math.inf
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.enf.parameters(), run.meta.gradient_clip, error_if_nonfinite=False)
+    norm = torch.nn.utils.clip_grad_norm_(state.enf.parameters(), run.meta.gradient_clip, error_if_nonfinite=False)
+    if not bool(torch.isfinite(norm)):
+        return math.inf
     state.optimizer.step()
     return float(loss.detach())
 
@@ -113,7 +143,7 @@ def outer_loss(run: EnfRun, enf: Enf, frames_FP: Tensor, tables: PairTables) -> 
         tables: of the drawn pixels.
     """
     constants = field_constants(enf, tables, float(initial_cloud(run.shape.latents, 1).window[0]))
-    start = start_context(run)
+    start = start_context(run).to(frames_FP.device)
     steps, rate = run.fit.steps, run.fit.learning_rate
     if run.meta.order == "second":
         return fit_frames(frames_FP, start, constants, steps=steps, learning_rate=rate).errors.mean()
@@ -157,8 +187,9 @@ def _snapshot(state: MetaState) -> dict[str, Any]:
 
 def _roll_back(state: MetaState, good: dict[str, Any]) -> None:
     state.rollbacks += 1
-    if state.rollbacks >= _ROLLBACKS_MAX:
-        msg = f"the fit diverged {state.rollbacks} times by iteration {state.iteration}; lower a learning rate"
+    state.rollbacks_in_a_row += 1
+    if state.rollbacks_in_a_row >= _ROLLBACKS_MAX:
+        msg = f"the fit diverged {_ROLLBACKS_MAX} times in a row by iteration {state.iteration}; lower a learning rate"
         raise MetaLearningDiverged(msg)
     state.enf.load_state_dict(good["enf"])
     state.optimizer.load_state_dict(good["optimizer"])
@@ -169,12 +200,12 @@ def _roll_back(state: MetaState, good: dict[str, Any]) -> None:
 
 def meta_digest(run: EnfRun, pairs: Pairs) -> str:
     """Return the SHA-256 of what decides the decoder: recipe and hearts, not the classifier."""
-    parts = (run.seed, run.shape, run.fit, run.meta, pairs.spec.model_dump(mode="json"), pairs.keys)
+    parts = (run.seed, run.shape, run.fit, run.meta, pairs.sha256)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _save(folder: Path, state: MetaState, digest: str) -> None:
-    names = ("rollbacks", "rate_factor", "smooth_error", "history")
+    names = ("rollbacks", "rollbacks_in_a_row", "rate_factor", "smooth_error", "seconds", "history")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CURVE).write_text(json.dumps({name: getattr(state, name) for name in names}) + "\n", encoding="utf-8")
     save_checkpoint(folder, state.enf, state.optimizer, Progress(epochs_done=state.iteration, run_sha256=digest))
@@ -190,6 +221,13 @@ def _resume(folder: Path, state: MetaState, digest: str) -> None:
     state.iteration = found.epochs_done
     for name, value in json.loads((folder / _CURVE).read_text(encoding="utf-8")).items():
         setattr(state, name, value)
+    # The curve is written before the checkpoint: killed in between, it is one point ahead.
+    state.history = [point for point in state.history if point[0] <= state.iteration]
+
+
+def seconds_of(folder: Path) -> float:
+    """Return the time that the outer steps of a run took."""
+    return float(json.loads((folder / _CURVE).read_text(encoding="utf-8"))["seconds"])
 
 
 def _report(state: MetaState, run: EnfRun) -> None:

@@ -6,7 +6,9 @@ scaled by ``engines.preprocess.cmr.unit_range``. Quarter turns and whole-pixel s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +19,13 @@ from torch.nn.functional import grid_sample
 from engines.preprocess.cmr import unit_range
 from engines.preprocess.spec import CmrSpec
 
-WIDE_PX = 100
-"""Side of the wide crops: the diagonal of a 64 pixel view and room to shift it."""
-
 SHIFT_MAX_PX = 4.0
+
+
+def wide_px(size_px: int) -> int:
+    """Return the side of the wide crop of a view: its diagonal and room to shift it, with an even margin."""
+    least = math.ceil(math.sqrt(2.0) * size_px + 2 * SHIFT_MAX_PX)
+    return least + (least - size_px) % 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,15 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def labels(self, threshold_percent: float = 40.0) -> NDArray[np.bool_]:
+    @property
+    def sha256(self) -> str:
+        """Digest of keys, preprocessing, pixels and ejection fractions."""
+        digest = hashlib.sha256(json.dumps([self.keys, self.spec.model_dump(mode="json")]).encode())
+        digest.update(self.wide_N2WW.tobytes())
+        digest.update(self.lvef_percent.tobytes())
+        return digest.hexdigest()
+
+    def labels(self, threshold_percent: float) -> NDArray[np.bool_]:
         """Return which hearts have an ejection fraction of at most ``threshold_percent``, bool [N]."""
         return np.asarray(self.lvef_percent <= threshold_percent)
 
@@ -78,8 +91,10 @@ class Pairs:
         return self._views(rows, np.full(count, angle_deg), np.tile(np.asarray(shift_px, np.float64), (count, 1)))
 
     def random_views(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
-        """Return one view of each heart, at any angle and shifted by up to ``SHIFT_MAX_PX`` either way."""
-        shifts = rng.uniform(-SHIFT_MAX_PX, SHIFT_MAX_PX, (len(rows), 2))
+        """Return one view of each heart, at any angle and shifted by up to ``SHIFT_MAX_PX`` in any direction."""
+        lengths_px = SHIFT_MAX_PX * np.sqrt(rng.uniform(size=len(rows)))  # even over the disc
+        towards_rad = rng.uniform(0.0, 2.0 * np.pi, len(rows))
+        shifts = lengths_px[:, None] * np.stack([np.cos(towards_rad), np.sin(towards_rad)], axis=1)
         return self._views(rows, rng.uniform(0.0, 360.0, len(rows)), shifts)
 
     def _views(
@@ -90,16 +105,6 @@ class Pairs:
             for row, angle, shift in zip(rows, angles_deg, shifts_px, strict=True)
         ]
         return np.stack([unit_range(cut, self.spec) for cut in cuts])
-
-
-def joined(parts: Sequence[Pairs]) -> Pairs:
-    """Put several sets of the same preprocessing together."""
-    return Pairs(
-        wide_N2WW=np.concatenate([part.wide_N2WW for part in parts]),
-        lvef_percent=np.concatenate([part.lvef_percent for part in parts]),
-        keys=tuple(key for part in parts for key in part.keys),
-        spec=parts[0].spec,
-    )
 
 
 def _cut(

@@ -45,18 +45,18 @@ def draw_pictures(
         reconstruction_figure(shown, reconstructions(field, shown), answers["psnr_db"][:_SHOWN]),
         folder / "reconstruction.png",
     )
+    threshold = field.run.task.threshold_percent
     row = int(np.argmax(np.abs(answers["logit"][:, 0])))
     write_png(
-        latent_overlay_figure(images[row], answers["poses"][row], answers["relevance"][row]), folder / "latents.png"
+        latent_overlay_figure(images[row], answers["poses"][row], answers["relevance"][row], threshold),
+        folder / "latents.png",
     )
-    write_png(
-        latent_overlay_figure(images[row], answers["poses"][row], _occlusion(field, answers["contexts"][row])),
-        folder / "occlusion.png",
-    )
-    write_png(embedding_figure(answers["embedding"], hearts.test.lvef_percent), folder / "embedding.png")
+    removed = _occlusion(field, answers["contexts"][row])
+    write_png(latent_overlay_figure(images[row], answers["poses"][row], removed, threshold), folder / "occlusion.png")
+    write_png(embedding_figure(answers["embedding"], hearts.test.lvef_percent, threshold), folder / "embedding.png")
     write_png(turn_figure(outcomes), folder / "turns.png")
     write_png(curve_figure([_curve(field.folder)]), folder / "meta-learning.png")
-    write_png(gallery_figure(images[row], _gallery(models, images[row])), folder / "gallery.png")
+    write_png(gallery_figure(images[row], _gallery(models, images[row]), threshold), folder / "gallery.png")
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import torch
 from training.config import config_digest
 from training.data.heart_arrays import REFUSED, HeartArrays
 from training.data.splits import Split, split_hearts
-from training.data.targets import COLUMNS, LVEF_AT_MOST_40
+from training.data.targets import COLUMNS, LVEF_CONDITIONS
 from training.enf.config import EnfRun
 from training.enf.enf_classifier import EnfClassifier
 from training.enf.hearts import phantom_studies, prepared_pairs
@@ -50,7 +50,13 @@ def release_enf(run: EnfRun, out: Path, bundle: Path, *, workers: int, threads: 
     """Train where needed, then write the bundle; returns its folder."""
     hearts = _hearts(run, out, workers)
     model = _trained(run, hearts, run_folder(run, out), threads)
-    release = Release(data=run.data, bundle=run.bundle, batch_size=_BATCH_HEARTS, metrics=_field_metrics(model, hearts))
+    release = Release(
+        data=run.data,
+        bundle=run.bundle,
+        batch_size=_BATCH_HEARTS,
+        condition=run.task.condition,
+        metrics=_field_metrics(model, hearts),
+    )
     return export_bundle(release, model.network, _arrays(hearts), hearts.split, bundle)
 
 
@@ -66,7 +72,7 @@ def run_folder(run: EnfRun, out: Path) -> Path:
 
 
 def _hearts(run: EnfRun, out: Path, workers: int) -> ReleaseHearts:
-    studies = phantom_studies(run.data.seed, run.data.hearts, balanced=False)
+    studies = phantom_studies(run.data.seed, run.data.hearts)
     pairs, refused = prepared_pairs(studies, studies.keys, run.preprocess, out / "pairs", workers=workers)
     _log.info("hearts.ready", usable=len(pairs), refused=len(refused))
     place = {key: row for row, key in enumerate(studies.keys)}
@@ -94,7 +100,8 @@ def _arrays(hearts: ReleaseHearts) -> HeartArrays:
     clips = np.full(hearts.hearts, REFUSED, np.uint8)
     inputs[hearts.rows, 0] = hearts.pairs.views(np.arange(len(hearts.pairs)))
     targets[hearts.rows, COLUMNS.index("lvef")] = hearts.pairs.lvef_percent
-    targets[hearts.rows, COLUMNS.index(LVEF_AT_MOST_40)] = hearts.pairs.labels()
+    for condition, percent in LVEF_CONDITIONS.items():
+        targets[hearts.rows, COLUMNS.index(condition)] = hearts.pairs.labels(percent)
     clips[hearts.rows] = 1
     return HeartArrays(inputs=inputs, targets=targets, clips=clips, sha256="")
 

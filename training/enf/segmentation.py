@@ -201,17 +201,6 @@ def train_segmentation(
     return network.eval()
 
 
-def load_segmentation(folder: Path, network: nn.Module) -> nn.Module:
-    """Read the weights of a run into a network; return it in evaluation mode.
-
-    Raises:
-        FileNotFoundError: no run there.
-    """
-    if load_checkpoint(folder, network, None) is None:
-        raise FileNotFoundError(f"{folder} holds no checkpoint; train the segmentation first")
-    return network.eval()
-
-
 def _run_digest(data: LabelledSlices, config: SegmentationConfig) -> str:
     settings = asdict(replace(config, network=ShortAxisUnet.small)) | {
         "spec": config.spec.model_dump(mode="json"),

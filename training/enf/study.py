@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from training.enf.config import EnfRun
 from training.enf.dicom_path import DicomTurns, dicom_turns
 from training.enf.enf_classifier import EnfClassifier
 from training.enf.expert_check import check_against_experts
+from training.enf.hearts import Refused
 from training.enf.measurements import Comparison, document
 from training.enf.occlusion import agreement
 from training.enf.pictures import draw_pictures
 from training.enf.protocol import Protocol, SeedHearts, compare, phantoms_of, seed_hearts
+from training.enf.requirements import as_markdown, as_rows, requirements
 from training.enf.segmentation import SegmentationConfig, phantom_segmentation
-from training.enf.table import json_text, markdown
+from training.enf.table import markdown
 
 Progress = Callable[[str], None]
 _DICOM_SEED = 60_000
@@ -48,6 +51,7 @@ class StudyOptions:
         segmentation_hearts: phantoms the segmentation is trained on; 0 leaves it out.
         contours: folder of contoured stacks to check the segmentation with, or None.
         workers: processes that read studies.
+        device: of the field, such as ``cuda``.
         command: as it stands in the table.
     """
 
@@ -63,9 +67,18 @@ class StudyOptions:
     contours: Path | None
     workers: int
     command: str
+    device: str = "cpu"
 
 
-def run_study(options: StudyOptions, progress: Progress) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The page with all tables, and whether everything holds that must."""
+
+    table: str
+    holds: bool
+
+
+def run_study(options: StudyOptions, progress: Progress) -> Study:
     """Run what is missing, write table, numbers and pictures, and return the table.
 
     Raises:
@@ -74,19 +87,29 @@ def run_study(options: StudyOptions, progress: Progress) -> str:
     protocol = _protocol(options)
     network = _segmentation(options, protocol.run, progress)
     segmentation = (
-        None if network is None else SegmentationEf(network, protocol.run.preprocess, protocol.run.task.threshold)
+        None
+        if network is None
+        else SegmentationEf(network, protocol.run.preprocess, protocol.run.task.threshold_percent)
     )
-    outcomes = compare(protocol, options.out, segmentation, progress)
+    compared = compare(protocol, options.out, segmentation, progress)
     first = _first_models(protocol, options, progress)
-    further = _further(options, protocol.run, first, network)
-    table = markdown(document(outcomes, _comparison(options, protocol))) + "\n" + _prose(further)
+    further = _further(options, protocol.run, first, network) | {"refused": refusals(compared.refused)}
+    measured = document(compared.outcomes, _comparison(options, protocol))
+    found = requirements(measured, further, phantoms=options.data is None)
+    table = "\n".join([markdown(measured), as_markdown(found), _prose(further)])
+    numbers = measured | {"further": further, "requirements": as_rows(found)}
     for folder in filter(None, (options.out, options.docs)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "enf.md").write_text(table, encoding="utf-8")
-        numbers = json.loads(json_text(outcomes, _comparison(options, protocol))) | {"further": further}
-        (folder / "enf.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-        draw_pictures(first.field, first.hearts, outcomes, folder / "enf", first.models)
-    return table
+        text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / "enf.json").write_text(text + "\n", encoding="utf-8")
+        draw_pictures(first.field, first.hearts, compared.outcomes, folder / "enf", first.models)
+    return Study(table=table, holds=all(each.met for each in found))
+
+
+def refusals(refused: Mapping[int, Sequence[Refused]]) -> dict[str, dict[str, int]]:
+    """Return how many studies of each seed could not be used, by reason code; they are in no part of the comparison."""
+    return {str(seed): dict(sorted(Counter(each.code for each in found).items())) for seed, found in refused.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +135,10 @@ def _protocol(options: StudyOptions) -> Protocol:
         run=run,
         sizes=options.sizes,
         seeds=tuple(range(options.seeds)),
-        baseline=BaselineConfig(threshold_percent=run.task.threshold),
+        baseline=BaselineConfig(task=run.task),
         studies=studies,
         workers=options.workers,
+        device=options.device,
     )
 
 
@@ -128,7 +152,8 @@ def _segmentation(options: StudyOptions, run: EnfRun, progress: Progress) -> nn.
 def _first_models(protocol: Protocol, options: StudyOptions, progress: Progress) -> FirstSeed:
     seed = protocol.seeds[0]
     hearts = seed_hearts(protocol, seed, options.out / "cache")
-    field = EnfClassifier(replace(protocol.run, seed=protocol.run.seed + 100 * seed), options.out / f"seed-{seed}-enf")
+    run = replace(protocol.run, seed=protocol.run.seed + 100 * seed)
+    field = EnfClassifier(run, options.out / f"seed-{seed}-enf", options.device)
     field.fit(hearts.train, hearts.validation, seed=seed, progress=progress)
     plain = ResNet50(protocol.baseline)
     plain.load(options.out / f"seed-{seed}-resnet50.safetensors")
@@ -149,7 +174,7 @@ def _further(options: StudyOptions, run: EnfRun, first: FirstSeed, network: nn.M
         names = (first.field.name, first.models[1].name)
         found["dicom"] = {name: _of_turns(each) for name, each in zip(names, turns, strict=True)}
     if network is not None and options.contours is not None:
-        found["experts"] = check_against_experts(network, options.contours, run.preprocess)
+        found["experts"] = check_against_experts(network, options.contours, run.preprocess, options.out / "experts")
     return found
 
 
@@ -177,6 +202,11 @@ def _prose(further: dict[str, Any]) -> str:
             f"logit by {shares['top_removed']:.2f}, as many at random by {shares['random_removed']:.2f} (medians)."
         ),
     ]
+    refused = {seed: sum(codes.values()) for seed, codes in further["refused"].items()}
+    said = ", ".join(
+        f"{count} (seed {seed}: {', '.join(further['refused'][seed]) or 'none'})" for seed, count in refused.items()
+    )
+    lines.append(f"- Studies that the preprocessing refused and that are in no part: {said}.")
     for model, turns in further.get("dicom", {}).items():
         lines.append(
             f"- {model}, {turns['studies']} new studies written as DICOM unturned and turned by 90, 180 and 270 degrees, "
@@ -197,6 +227,7 @@ def _comparison(options: StudyOptions, protocol: Protocol) -> Comparison:
         if not phantoms
         else "digital phantoms, another set for each seed, half positive",
         train_hearts=options.sizes[0],
+        condition=f"LVEF of at most {run.task.threshold_percent:g} %",
         command=options.command,
         caution=_PHANTOMS if phantoms else _PATIENTS,
         settings=(

@@ -1,16 +1,14 @@
-"""The comparison as Markdown and JSON, from outcomes or from the document made of them.
+"""The comparison as Markdown, from the document made of its outcomes.
 
 Pure functions; all numbers come from ``training.enf.measurements`` and are formatted here, once.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from training.enf.measurements import Comparison, Document, document
-from training.enf.outcome import ModelOutcome
+from training.enf.measurements import Document
 from training.enf.statistics import Share, fisher_p
 
 _NOT_GIVEN = "not published"
@@ -52,16 +50,11 @@ of several changes together the smallest p times their number. Change: |logit tu
 deviations of the unturned logits, largest and mean."""
 
 
-def json_text(outcomes: Sequence[ModelOutcome], comparison: Comparison) -> str:
-    """Return the document as JSON text, the same for the same outcomes."""
-    return json.dumps(document(outcomes, comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def markdown(measured: Document) -> str:
     """Return the tables of a document as Markdown.
 
     Args:
-        measured: from ``training.enf.measurements.document``, or its JSON read back.
+        measured: from ``training.enf.measurements.document``, or read back from JSON.
     """
     parts = [_header(measured), _main(measured), _LEGEND, _published(), _drift(measured), _cost(measured)]
     notes = _notes(measured)
@@ -75,6 +68,7 @@ def _header(measured: Document) -> str:
     )
     lines = [
         f"Data set: {comparison['data_set']} ({comparison['caution']}).",
+        f"Positive: {comparison['condition']}.",
         f"Hearts for training / validation / test: {sizes}. Seeds: {_joined(measured['seeds'])}.",
         f"Made again by: `{comparison['command']}`",
         *comparison["settings"],
@@ -124,14 +118,15 @@ def _drift_row(model: str, change: Document) -> list[str]:
 
 def _cost(measured: Document) -> str:
     rows = [
-        [
-            model["model"],
-            f"{model['seconds']['train']['mean']:.1f}",
-            f"{1000 * model['seconds']['per_study']['mean']:.1f}",
-        ]
+        [model["model"], _training(model["seconds"]), f"{1000 * model['seconds']['per_study']['mean']:.0f}"]
         for model in measured["models"]
     ]
-    return "## Cost\n\n" + _table(("model", "training s, mean of seeds", "one study ms"), rows)
+    words = "One study: from the decoded stack to the answer, one after the other. C4 shares the training of ResNet50."
+    return "## Cost\n\n" + words + "\n\n" + _table(("model", "training s, mean of seeds", "one study ms"), rows)
+
+
+def _training(seconds: Document) -> str:
+    return f"{seconds['train']['mean']:.0f}" if "train" in seconds else "once for all seeds"
 
 
 def _notes(measured: Document) -> str:

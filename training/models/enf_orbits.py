@@ -10,7 +10,7 @@ pairs any latent has. Orbit order: first the quarter turn (0 to 3), then the orb
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ class PairTables:
     to_pixels: Tensor
     to_latents: Tensor
     neighbours: int
+
+    def to(self, device: torch.device) -> PairTables:
+        """Return the tables on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 def pair_tables(size: int, latents: int, neighbours: int | None, orbits: Ints | None = None) -> PairTables:

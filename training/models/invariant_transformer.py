@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, one_hot
 
+from training.models.bi_invariants import pair_invariant
+
 FRAMES = 2
 _FREQUENCIES = 32
 
@@ -118,11 +120,7 @@ class InvariantTransformer(nn.Module):
 
 def _pair_features(poses: Tensor) -> Tensor:
     """Relative pose of every pair of tokens and whether they are of the same frame, [T, T, 8]."""
-    position, theta = poses[:, :2], poses[:, 2]
-    x, y = (position[None, :, :] - position[:, None, :]).unbind(-1)  # from i to j
-    cos, sin = torch.cos(theta)[:, None], torch.sin(theta)[:, None]
-    turn = theta[None, :] - theta[:, None]
-    relative = torch.stack([x * cos + y * sin, -x * sin + y * cos, torch.cos(turn), torch.sin(turn)], dim=-1)
+    relative = pair_invariant(poses[:, None], poses[None, :])  # [N, N, 4], what i sees of j
     latents = len(poses)
     frames = torch.arange(FRAMES).repeat_interleave(latents)
     kinds = one_hot(frames[:, None] * FRAMES + frames[None, :], FRAMES * FRAMES).to(relative)

@@ -15,13 +15,13 @@ def recipe() -> EnfRun:
     return EnfRun(
         recipe="enf_small",
         seed=5,
-        task=Task(condition="lvef_at_most_40", target="lvef", threshold=40.0),
+        task=Task(condition="lvef_at_most_40", blur_percent=5.0),
         data=DataConfig(
             modality=Modality.CMR,
             seed=50_001,
-            hearts=900,
+            hearts=1400,
             preprocess=preprocess(size_px=64),
-            split=SplitConfig(train=0.60, validation=0.10, calibration=0.18, test=0.12),
+            split=SplitConfig(train=0.66, validation=0.08, calibration=0.16, test=0.10),
         ),
         shape=EnfShape.small(),
         fit=FieldFit(steps=3, learning_rate=60.0),
@@ -56,7 +56,7 @@ def recipe() -> EnfRun:
                 "fraction. Not for clinical use."
             ),
             training_data="digital phantoms only, no patients",
-            coverage_percent=90.0,
+            coverage_percent=None,
             golden_hearts=2,
         ),
     )

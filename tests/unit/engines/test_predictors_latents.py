@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.bundle import manifest as m
@@ -15,7 +15,16 @@ from engines.bundle.reader import Bundle, load_bundle
 from engines.errors import RefusalCode
 from engines.predictions import Abstention, Picture, Prediction
 from engines.predictors.base import Predictor
-from engines.predictors.latent_picture import AWAY_RGB, TOWARDS_RGB, Latents, latent_picture, markers
+from engines.predictors.latent_picture import (
+    AWAY_RGB,
+    TOWARDS_RGB,
+    LatentPicture,
+    Latents,
+    latent_picture,
+    markers,
+    with_directions,
+)
+from engines.predictors.patient_directions import Directions
 from engines.preprocess.registry import Prepared
 from engines.records import Modality, SourceInstance
 from tests.doubles import bundles
@@ -36,7 +45,7 @@ OUTPUTS = (
 
 def gated_draft(**changes: Any) -> m.ManifestDraft:
     """The manifest of a network with latents."""
-    post = m.CmrPostprocess(modality=Modality.CMR, risk=bundles.table(), reconstruction_gate=GATE)
+    post = m.CmrPostprocess(modality=Modality.CMR, risk=bundles.table(), undecided_logits=0.0, reconstruction_gate=GATE)
     outputs = changes.get("outputs", OUTPUTS)
     golden = m.Golden(
         file=m.GOLDEN_NAME, prepared_tolerance={"image": 1e-4}, output_tolerance={each.name: 1e-3 for each in outputs}
@@ -128,6 +137,7 @@ def test_a_network_without_latents_has_no_gate_and_no_picture(tmp_path: Path) ->
     assert (prediction.notes, prediction.picture) == ((), None)
 
 
+@settings(deadline=None)
 @given(shares=st.lists(st.floats(-10, 10), min_size=2 * COUNT, max_size=2 * COUNT))
 def test_markers_follow_the_shares(shares: list[float]) -> None:
     """A larger share is a larger, more opaque mark drawn later; the sign decides the form; both frames share one scale."""
@@ -173,6 +183,61 @@ def test_a_long_warning_is_cut_and_the_caption_keeps_it() -> None:
     picture = latent_picture(latents(), condition="c", warning=warning)
     assert warning in picture.caption
     assert (picture.rgb_HW3[-24:, -4:] == picture.rgb_HW3[-1, -1]).all()
+
+
+def test_the_caption_names_slice_and_phases(bundle: Bundle) -> None:
+    """What the preparation says of the images stands in the caption, and that the view is not the stored one."""
+    picture = predicted(bundle, psnr_db=(40.0, 40.0)).picture
+    assert picture is not None
+    assert " a note " in picture.caption
+    assert "may be mirrored or turned against the stored images" in picture.caption
+    assert picture.caption.count("End-diastole (ED)") == 1
+
+
+def changed_boxes(picture: LatentPicture, directions: Directions) -> dict[tuple[int, str], np.ndarray]:
+    """Which pixels the letters change, per panel and edge: a box of 60 x 30 pixels at the middle of the edge."""
+    changed = (with_directions(picture, directions).rgb_HW3 != picture.rgb_HW3).any(axis=2)
+    boxes = {}
+    for panel, (x0, y0, x1, y1) in enumerate(picture.panels_px):
+        x, y = (x0 + x1) // 2, (y0 + y1) // 2
+        across, down = slice(x - 30, x + 30), slice(y - 15, y + 15)
+        boxes[panel, "left"] = changed[down, x0 : x0 + 60]
+        boxes[panel, "right"] = changed[down, x1 - 60 : x1]
+        boxes[panel, "top"] = changed[y0 : y0 + 30, across]
+        boxes[panel, "bottom"] = changed[y1 - 30 : y1, across]
+    assert changed.sum() == sum(box.sum() for box in boxes.values()), "something else was drawn"
+    return boxes
+
+
+def test_both_panels_are_marked_at_every_edge() -> None:
+    """Each edge of each panel has its own letters, nothing else changes, and the caption explains them."""
+    picture = latent_picture(latents(), condition="c", warning="w")
+    one = changed_boxes(picture, Directions(row="L", column="F"))
+    other = changed_boxes(picture, Directions(row="LPH", column="F"))
+    assert all(20 < box.sum() < 1800 for box in one.values())
+    for panel in (0, 1):
+        same = {edge for edge in ("left", "right", "top", "bottom") if (one[panel, edge] == other[panel, edge]).all()}
+        assert same == {"top", "bottom"}
+    marked = with_directions(picture, Directions(row="L", column="F"))
+    assert marked.caption.startswith(picture.caption)
+    assert "R right, L left, A anterior, P posterior, H head, F foot" in marked.caption
+    assert marked.panels_px == picture.panels_px
+
+
+def test_panels_lie_where_the_images_are() -> None:
+    """Each panel holds its own image and nothing of the frame around it."""
+    drawn = Latents(
+        images_FSS=np.stack([np.full((SIZE, SIZE), 0.2), np.full((SIZE, SIZE), 0.8)]),
+        poses_N3=latents().poses_N3,
+        relevance_FN=np.zeros((2, COUNT)),
+    )
+    picture = latent_picture(drawn, condition="c", warning="w")
+    x_end = picture.rgb_HW3.shape[1]
+    for (x0, y0, x1, y1), grey in zip(picture.panels_px, (51, 204), strict=True):
+        for row, column in ((y0, x0), (y0, x1 - 1), (y1 - 1, x0), (y1 - 1, x1 - 1)):
+            assert (picture.rgb_HW3[row, column] == grey).all()
+        outside = [(y0 - 1, x0), (y1, x0), *([(y0, x0 - 1)] if x0 else []), *([(y0, x1)] if x1 < x_end else [])]
+        assert not any((picture.rgb_HW3[place] == grey).any() for place in outside)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ names = [module.name for module in pkgutil.walk_packages(engines.__path__, "engi
 for name in names:
     importlib.import_module(name)
 heavy = {"torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "sklearn", "highdicom", "pynetdicom"}
-heavy |= {"tensorrt_rtx_bindings"}
+heavy |= {"cuda", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 print(json.dumps({"modules": names, "heavy": sorted(heavy & set(sys.modules))}))
 """
 
@@ -45,7 +45,7 @@ def test_no_module_imports_torch_or_a_runtime(root: Path) -> None:
     assert found["heavy"] == []
 
 
-@pytest.mark.parametrize("blocked", ['["onnxruntime", "openvino", "torch", "onnx", "tensorrt"]'])
+@pytest.mark.parametrize("blocked", ['["onnxruntime", "openvino", "torch", "onnx", "tensorrt", "cuda"]'])
 def test_modules_import_without_the_runtimes(root: Path, blocked: str) -> None:
     """On a machine where no runtime is installed every module still imports."""
     assert _imported(root, blocked)["heavy"] == []

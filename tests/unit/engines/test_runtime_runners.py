@@ -1,4 +1,4 @@
-"""Both runtimes take and give exactly what the manifest says, and raise only our errors."""
+"""All runtimes take and give exactly what the manifest says, and raise only our errors; TensorRT on doubles."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ from engines.runtime.onnx_runner import OnnxRunner, onnxruntime_errors
 from engines.runtime.open import RUNTIMES
 from engines.runtime.openvino_runner import OpenVinoRunner, openvino_errors
 from engines.runtime.runner import CheckedRunner, mapped
+from engines.runtime.tensorrt_engine import FOREIGN
 from tests.doubles import bundles, runners
+from tests.doubles.tensorrt import open_double
 
 MODALITIES = list(Modality)
-BOTH = pytest.mark.parametrize("opener", [OnnxRunner, OpenVinoRunner])
+Opener = Callable[[Bundle], CheckedRunner]
+OPENERS: list[Opener] = [OnnxRunner, OpenVinoRunner, open_double]
+ALL = pytest.mark.parametrize("opener", OPENERS)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def ecg(loaded: dict[Modality, Bundle]) -> Bundle:
     return loaded[Modality.ECG]
 
 
-@pytest.fixture(params=[OnnxRunner, OpenVinoRunner])
+@pytest.fixture(params=OPENERS)
 def runner(request: pytest.FixtureRequest, ecg: Bundle) -> Iterator[CheckedRunner]:
     """The ECG bundle, opened by each runtime."""
     opened = request.param(ecg)
@@ -62,11 +66,9 @@ def _rewritten(folder: Path, graph: bytes, **changes: Any) -> Bundle:
     return load_bundle(path)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_golden_outputs_come_out(
-    opener: type[CheckedRunner], modality: Modality, loaded: dict[Modality, Bundle]
-) -> None:
+def test_golden_outputs_come_out(opener: Opener, modality: Modality, loaded: dict[Modality, Bundle]) -> None:
     """Each runtime gives the stored outputs of every modality, names, dtypes and shapes as in the manifest."""
     bundle = loaded[modality]
     opened = opener(bundle)
@@ -171,16 +173,16 @@ def test_one_thread_unless_asked(ecg: Bundle, monkeypatch: pytest.MonkeyPatch) -
     assert {config["INFERENCE_PRECISION_HINT"] for config in settings} == {"f32"}
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("graph", [b"not a graph", b"", b"\x08\x0a"])
-def test_unreadable_graph_is_a_bundle_error(opener: type[CheckedRunner], graph: bytes, tmp_path: Path) -> None:
+def test_unreadable_graph_is_a_bundle_error(opener: Opener, graph: bytes, tmp_path: Path) -> None:
     """A graph whose digest is right but which no runtime can parse is the bundle's fault."""
     bundle = _rewritten(tmp_path, graph or b"\x00")
     with pytest.raises(BundleError, match="failed"):
         opener(bundle)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     ("inputs", "outputs", "message"),
     [
@@ -191,7 +193,7 @@ def test_unreadable_graph_is_a_bundle_error(opener: type[CheckedRunner], graph: 
     ],
 )
 def test_graph_that_contradicts_the_manifest_is_corrupt(
-    opener: type[CheckedRunner], inputs: Any, outputs: Any, message: str, tmp_path: Path
+    opener: Opener, inputs: Any, outputs: Any, message: str, tmp_path: Path
 ) -> None:
     """A graph with other names, dtypes or shapes than the manifest is refused when it is loaded."""
     own_inputs, own_outputs = bundles.signature(Modality.ECG)
@@ -257,10 +259,14 @@ def test_long_messages_are_cut() -> None:
 
 @pytest.mark.parametrize(
     ("opener", "error"),
-    [(OnnxRunner, kind) for kind in onnxruntime_errors()] + [(OpenVinoRunner, kind) for kind in openvino_errors()],
+    [
+        *((OnnxRunner, kind) for kind in onnxruntime_errors()),
+        *((OpenVinoRunner, kind) for kind in openvino_errors()),
+        *((open_double, kind) for kind in FOREIGN),
+    ],
 )
 def test_failure_inside_a_runner_is_ours(
-    opener: type[CheckedRunner], error: type[Exception], ecg: Bundle, monkeypatch: pytest.MonkeyPatch
+    opener: Opener, error: type[Exception], ecg: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever exception the runtime raises in the middle of a run, the caller sees an EngineError."""
     opened = opener(ecg)
@@ -269,9 +275,10 @@ def test_failure_inside_a_runner_is_ours(
         def run(self, *_arguments: object, **_options: object) -> None:
             raise error("broken")
 
-        infer = run
+        infer = enqueue = run
 
-    monkeypatch.setattr(opened, "_session" if opener is OnnxRunner else "_request", Failing())
+    held = {OnnxRunner: "_session", OpenVinoRunner: "_request", open_double: "_engine"}
+    monkeypatch.setattr(opened, held[opener], Failing())
     with pytest.raises(EngineError, match="broken"):
         opened.run(_ecg_input())
 

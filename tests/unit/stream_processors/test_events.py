@@ -30,12 +30,14 @@ ENGINE = ModelIdentity(
     bundle_sha256="a" * 64,
     weights_sha256="b" * 64,
     preprocess_sha256="c" * 64,
-    runtime="onnxruntime",
-    runtime_version="1.20.0",
-    precision="fp32",
-    device="cpu",
+    runtime="tensorrt",
+    runtime_version="10.15.1.29",
+    precision="fp16",
+    device="NVIDIA L4, sm_89",
     training_data="Phantoms",
     intended_use="Not for clinical use",
+    plan_sha256="d" * 64,
+    fallback="a batch of 8 did not fit the memory of the GPU",
 )
 REPORTED = StudyOutcome(
     outcome=Outcome.REPORTED,
@@ -137,6 +139,16 @@ def test_golden_outcomes_are_read_for_ever(path: Path) -> None:
     data = parse_outcome(golden["headers"], json.dumps(golden["value"]).encode())
     assert data["outcome"] == golden["value"]["outcome"]
     assert data["event_id"] == golden["headers"]["ce_id"]
+
+
+def test_an_outcome_names_the_plan_and_the_fallback() -> None:
+    """Minor version 1 says which plan computed and why a fallback did; both are null where there is none."""
+    assert REPORTED.headers()["ce_dataschema"].endswith("/1.1.json")
+    engine = json.loads(REPORTED.value())["engine"]
+    assert (engine["plan_sha256"], engine["fallback"]) == (ENGINE.plan_sha256, ENGINE.fallback)
+    plain = replace(REPORTED, engine=replace(ENGINE, plan_sha256=None, fallback=None))
+    assert (engine := json.loads(plain.value())["engine"])["plan_sha256"] is None
+    assert engine["fallback"] is None
 
 
 def test_the_newest_golden_outcome_is_what_is_written_now() -> None:

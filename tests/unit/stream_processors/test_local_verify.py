@@ -16,7 +16,7 @@ from stream_processors.cli import main
 from stream_processors.local import arrivals, verify
 from stream_processors.local.arrivals import make_phantoms
 from stream_processors.local.ledger import Account
-from stream_processors.local.verify import VerifyOptions, compare, run_verify, turns_of
+from stream_processors.local.verify import VerifyOptions, compare, missed_bars, run_verify, turns_of
 
 DEGREES = (0, 90, 180, 270)
 Said = Mapping[str, Any]
@@ -168,3 +168,31 @@ def test_rotate_asks_the_phantom_program_for_turned_studies(monkeypatch: pytest.
     for turned in (True, False):
         make_phantoms(["cmr"], seed=1, count=2, out=tmp_path, turned=turned)
     assert [command[-1] == "--turned" for command in commands] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("right", "refused", "wrong", "missed"),
+    [
+        (85, 0, 15, []),
+        (81, 4, 15, ["right of the answered 84.4 %"]),
+        (84, 10, 6, []),
+        (86, 11, 3, ["refused 11.0 %"]),
+        (0, 100, 0, ["right of the answered 0.0 %", "refused 100.0 %"]),
+        (40, 0, 59, []),
+    ],
+)
+def test_bars_are_held_from_a_hundred_studies(right: int, refused: int, wrong: int, missed: list[str]) -> None:
+    """At least 85 % of the answered right and at most 10 % refused; fewer than a hundred studies miss nothing."""
+    verdicts = ["right"] * right + ["refused"] * refused + ["wrong"] * wrong
+    found = missed_bars("cmr", [{"verdict": verdict} for verdict in verdicts])
+    assert [sentence.partition(";")[0] for sentence in found] == missed
+    assert missed_bars("echo", [{"verdict": "wrong"}] * 100) == []
+
+
+def test_a_class_is_judged_by_the_threshold_of_its_condition() -> None:
+    """38 % is present at 40 and absent at 35."""
+    entry = {"outcome": "reported", "modality": "cmr", **answered(0.9, decision=True)}
+    truth = {"lvef_percent": 38.0}
+    assert verify.judge(entry, truth) is verify.Verdict.RIGHT
+    other = [{**entry["probabilities"][0], "condition": "lvef_at_most_35"}]
+    assert verify.judge({**entry, "probabilities": other}, truth) is verify.Verdict.WRONG

@@ -21,7 +21,7 @@ from engines.records import Modality
 from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, READY_TOPICS, RESULT_TOPIC
 from stream_processors import processors
 from stream_processors.disposition import Rule
-from stream_processors.processors import Connections, checkpoint_of, run
+from stream_processors.processors import Connections, checkpoint_of, run, waited
 from stream_processors.routes import Route
 from stream_processors.settings import Settings
 from stream_processors.stages import Stage, Stopwatch, kill_after, pass_by
@@ -56,7 +56,7 @@ def worlds(log: FaultyLog, monkeypatch: pytest.MonkeyPatch) -> dict[Modality, Wo
     def opened(_settings: Settings) -> Iterator[Connections]:
         yield Connections(log=log, reader=pacs, writer=pacs)
 
-    def open_route(modality: Modality, *_: Any) -> Route:
+    def open_route(modality: Modality, *_: Any, **__: Any) -> Route:
         world = made[modality]
         return Route(modality=modality, sandbox=world.sandbox, engine=world.engine)
 
@@ -128,7 +128,7 @@ def test_an_engine_that_fails_its_self_test_consumes_nothing(
 ) -> None:
     """Before every engine has passed, no group is joined, and the process is never ready."""
 
-    def broken(*_: Any) -> Route:
+    def broken(*_: Any, **__: Any) -> Route:
         raise SelfTestFailed("x")
 
     monkeypatch.setattr(processors, "open_route", broken)
@@ -151,6 +151,40 @@ def test_a_log_that_is_away_at_start_is_waited_for(
     assert run(settings) == 0
     assert world.log.faults["subscribe"] == 0
     assert len(world.outcomes()) == 1
+
+
+def test_a_signal_finds_no_lock_taken_whenever_it_comes() -> None:
+    """Its handler runs in the thread that waits, and takes the event's lock: so the wait holds that at no time."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda *_: event.set())
+    try:
+        with event._cond:  # type: ignore[attr-defined] - another thread looks just now
+            assert not waited(event, 0.01)
+        _when(lambda: True, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        started_s = time.monotonic()
+        assert waited(event, 60.0)
+        assert time.monotonic() - started_s < 30
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_in_the_middle_of_a_log_line_ends_the_process(
+    settings: Settings, worlds: dict[Modality, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler runs while the main thread holds the log, and waits for nothing."""
+    held = threading.Lock()
+
+    class HeldLog:
+        def info(self, event: str, **_: Any) -> None:
+            assert held.acquire(blocking=False), "a line was logged while another was being written"
+            if event == "processors.ready":
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+            held.release()
+
+    monkeypatch.setattr(processors, "_log", HeldLog())
+    assert run(settings) == 0
+    assert not held.locked()
 
 
 @pytest.mark.parametrize("create", [True, False])

@@ -16,6 +16,7 @@ from engines.predictions import Abstention
 from engines.records import Modality
 from stream_processors.reports import codes
 from stream_processors.reports.measurement_report import build_reports, encode
+from stream_processors.reports.read import read_report, render_tree
 from tests.doubles.reports import ANSWERS, make_context, make_header, make_prediction
 
 CASES = [(modality, answer) for modality in Modality for answer in ANSWERS]
@@ -175,6 +176,21 @@ def test_a_finding_never_stands_without_its_presence(answer: str, presence: str,
     assert children(group, "121071")[0].ConceptCodeSequence[0].CodeValue == codes.IMPAIRED_LV_FUNCTION.value
     assert children(group, "121052")[0].ConceptCodeSequence[0].CodeMeaning == presence
     assert children(group, "395112001")[0].ConceptCodeSequence[0].CodeMeaning == risk
+
+
+def test_a_bundle_of_another_threshold_says_so() -> None:
+    """The same finding at 35 %: label, parameters and the values read back name 35, and nothing says 40."""
+    headers = [make_header(Modality.CMR)]
+    given = make_prediction(Modality.CMR, "answered", headers)
+    other = replace(given, probabilities=(replace(given.probabilities[0], condition="lvef_at_most_35"),))
+    report, companion = build_reports(other, make_context(Modality.CMR, headers))
+    assert read_report(report).probabilities[0].quantity == "lvef_at_most_35"
+    text = render_tree(report) + render_tree(companion)
+    assert "ejection fraction of 35 % or less" in text
+    assert "40 %" not in text
+    unknown = replace(given, probabilities=(replace(given.probabilities[0], condition="heart_failure"),))
+    with pytest.raises(ValueError, match="lvef_at_most_40"):
+        build_reports(unknown, make_context(Modality.CMR, headers))
 
 
 def test_probabilities_are_percent() -> None:

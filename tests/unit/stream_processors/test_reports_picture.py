@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import DataElement, dcmread
 from pydicom.dataset import Dataset
 
+from engines.decode.headers import header_extract
+from engines.predictions import Picture
+from engines.predictors.latent_picture import Latents, latent_picture
 from engines.records import Modality
 from orthanc_plugin.intake import Exclusions, modality_of_series
 from stream_processors.reported import content_of
@@ -23,10 +26,16 @@ from tests.doubles.reports import make_context, make_header, make_picture, make_
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
-def objects(answer: str = "answered", **header: Any) -> tuple[Dataset, Dataset, Dataset]:
+USUAL = [0.70711, 0.70711, 0.0, -0.40825, 0.40825, -0.81650]
+"""Rows to the left and back, columns to the feet: a short-axis plane as it is shown."""
+MIRRORED = [-0.70711, -0.70711, 0.0, -0.40825, 0.40825, -0.81650]
+TURNED = [0.40825, -0.40825, 0.81650, 0.70711, 0.70711, 0.0]
+
+
+def objects(answer: str = "answered", drawn: Picture | None = None, **header: Any) -> tuple[Dataset, Dataset, Dataset]:
     """Report, companion and picture of a cardiac MR study, after a round trip through bytes."""
     headers = [make_header(Modality.CMR, number, **header) for number in (1, 2)]
-    prediction = replace(make_prediction(Modality.CMR, answer, headers), picture=make_picture())
+    prediction = replace(make_prediction(Modality.CMR, answer, headers), picture=drawn or make_picture())
     context = make_context(Modality.CMR, headers)
     picture = picture_of(prediction, context)
     assert picture is not None
@@ -111,6 +120,77 @@ def test_a_clinical_engine_does_not_say_research() -> None:
     assert "ContentQualification" not in picture
 
 
+def latents_drawn() -> Picture:
+    """The picture of a network with latents."""
+    poses = np.zeros((4, 3))
+    latents = Latents(images_FSS=np.zeros((2, 16, 16)), poses_N3=poses, relevance_FN=np.ones((2, 4)))
+    return latent_picture(latents, condition="c", warning="w")
+
+
+@pytest.mark.parametrize("stored", [USUAL, MIRRORED, TURNED])
+def test_the_picture_says_which_way_the_patient_lies(stored: list[float]) -> None:
+    """However the images were stored: letters are drawn, the attribute says the same, the caption explains them."""
+    _, _, picture = objects(drawn=latents_drawn(), ImageOrientationPatient=stored)
+    assert list(picture.PatientOrientation) == ["LP", "FRP"]
+    assert not np.array_equal(picture.pixel_array, latents_drawn().rgb_HW3)
+    assert picture.DerivationDescription.endswith("H head, F foot.")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        None,
+        [],
+        ["1", "0", "0"],
+        [1.0, 0, 0, 1.0, 0, 0],
+        [0.57735, -0.57735, -0.57735, 0.40825, -0.40825, 0.81650],
+    ],
+)
+def test_an_unknown_view_is_not_marked(stored: list[Any] | None) -> None:
+    """Without a sound orientation of a short-axis plane nothing is drawn or stated; the report is still written."""
+    header = {} if stored is None else {"ImageOrientationPatient": stored}
+    _, _, picture = objects(drawn=latents_drawn(), **header)
+    assert not picture.PatientOrientation
+    assert np.array_equal(picture.pixel_array, latents_drawn().rgb_HW3)
+
+
+@pytest.mark.parametrize("element", [("DS", 1.0), ("LO", ["left"] * 6), ("SQ", [Dataset()])])
+def test_an_orientation_of_no_numbers_is_not_marked(element: tuple[str, Any]) -> None:
+    """A header that holds something else under the tag of the orientation costs the marks, not the report."""
+    header = make_header(Modality.CMR)
+    header[0x00200037] = DataElement(0x00200037, *element)
+    prediction = replace(make_prediction(Modality.CMR, "answered", [header]), picture=latents_drawn())
+    picture = picture_of(prediction, make_context(Modality.CMR, [header]))
+    assert picture is not None
+    assert not picture.PatientOrientation
+
+
+def test_the_first_source_decides_the_view() -> None:
+    """Another instance of the study, of another plane, has no say."""
+    headers = [
+        make_header(Modality.CMR, 1, ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        make_header(Modality.CMR, 2, ImageOrientationPatient=USUAL),
+    ]
+    prediction = replace(make_prediction(Modality.CMR, "answered", headers[1:]), picture=latents_drawn())
+    picture = picture_of(prediction, make_context(Modality.CMR, headers))
+    assert picture is not None
+    assert list(picture.PatientOrientation) == ["LP", "FRP"]
+
+
+def test_a_picture_without_panels_has_no_orientation() -> None:
+    """What another engine draws is in a view of its own."""
+    _, _, picture = objects(ImageOrientationPatient=USUAL)
+    assert not picture.PatientOrientation
+    assert np.array_equal(picture.pixel_array, make_picture().rgb_HW3)
+
+
+def test_the_headers_that_reach_a_report_hold_the_orientation() -> None:
+    """The extract that leaves the child process keeps what the marks follow from."""
+    content = header_extract(make_header(Modality.CMR, ImageOrientationPatient=USUAL))
+    assert content is not None
+    assert list(dcmread(BytesIO(content)).ImageOrientationPatient) == USUAL
+
+
 @pytest.mark.parametrize(("stated", "expected"), [(None, "00"), ("00", "00"), ("01", "01")])
 def test_a_lossy_source_makes_a_lossy_picture(stated: str | None, expected: str) -> None:
     """What was once compressed with loss stays so in everything derived from it."""
@@ -151,7 +231,12 @@ def test_without_a_picture_nothing_refers_to_one(answer: str) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [{}, {"PatientName": None, "PatientSex": "X", "StudyTime": "03:04:05"}, {"SOPInstanceUID": "1.2.3.4.01"}],
+    [
+        {},
+        {"PatientName": None, "PatientSex": "X", "StudyTime": "03:04:05"},
+        {"SOPInstanceUID": "1.2.3.4.01"},
+        {"drawn": latents_drawn(), "ImageOrientationPatient": USUAL},
+    ],
 )
 def test_a_validator_that_is_not_ours_accepts_all_three(header: dict[str, Any], tmp_path: Path) -> None:
     """No error of dciodvfy in report, companion and picture, also on odd headers; dcmtk reads the documents."""

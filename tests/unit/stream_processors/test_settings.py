@@ -151,3 +151,59 @@ def test_modalities_are_a_list(env: pytest.MonkeyPatch) -> None:
     env.setenv("PURKINJE_MODALITIES", "ecg")
     with pytest.raises(SettingsInvalid, match="JSON"):
         load_settings()
+
+
+def test_a_gpu_is_tried_first_and_costs_no_setting(env: pytest.MonkeyPatch) -> None:
+    """By default TensorRT stands first, cardiac MR computes in fp32, echo and ECG in fp16 or else in fp32."""
+    engine = load_settings().engine
+    assert engine.runtimes == ("tensorrt", "openvino", "onnxruntime")
+    assert engine.cpu_runtimes == ("openvino", "onnxruntime")
+    assert not engine.gpu_expected
+    assert {one: engine.gpu.precision.of(one) for one in Modality} == {
+        Modality.CMR: ("fp32",),
+        Modality.ECHO: ("fp16", "fp32"),
+        Modality.ECG: ("fp16", "fp32"),
+    }
+
+
+def test_a_site_that_names_tensorrt_expects_it(env: pytest.MonkeyPatch) -> None:
+    """Where the site itself wrote the runtimes, a missing GPU is something to report."""
+    env.setenv("PURKINJE_ENGINE__RUNTIMES", '["tensorrt", "onnxruntime"]')
+    assert load_settings().engine.gpu_expected
+    env.setenv("PURKINJE_ENGINE__RUNTIMES", '["onnxruntime"]')
+    assert not load_settings().engine.gpu_expected
+
+
+@pytest.mark.parametrize("runtimes", ['["tensorrt"]', '["openvino", "tensorrt"]'])
+def test_a_runtime_of_the_cpu_stands_behind_tensorrt(env: pytest.MonkeyPatch, runtimes: str) -> None:
+    """Whatever happens to the GPU, something verified serves."""
+    env.setenv("PURKINJE_ENGINE__RUNTIMES", runtimes)
+    with pytest.raises(SettingsInvalid, match="one of the CPU behind it"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PURKINJE_ENGINE__GPU__DEVICES", "0"),
+        ("PURKINJE_ENGINE__GPU__DEVICE", "-1"),
+        ("PURKINJE_ENGINE__GPU__FLAVOUR", "tensorflow"),
+        ("PURKINJE_ENGINE__GPU__PRECISION__ECHO", "int8"),
+        ("PURKINJE_ENGINE__GPU__PRECISION__CT", "fp16"),
+        ("PURKINJE_ENGINE__GPU__MEMORY_BYTES", "0"),
+        ("PURKINJE_ENGINE__GPU__CACHE_BYTES", "0"),
+        ("PURKINJE_ENGINE__GPU__BATCH__OPTIMUM", "9"),
+    ],
+)
+def test_a_wrong_setting_of_the_gpu_is_refused(env: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    """Unknown keys, unknown words and numbers out of range are refused at every level."""
+    env.setenv(variable, value)
+    with pytest.raises(SettingsInvalid):
+        load_settings()
+
+
+def test_the_table_of_the_gpu_is_frozen(env: pytest.MonkeyPatch) -> None:
+    """Nothing of it changes while the processors run."""
+    gpu = load_settings().engine.gpu
+    with pytest.raises(ValidationError):
+        gpu.device = 1  # type: ignore[misc]

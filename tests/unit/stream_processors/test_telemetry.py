@@ -95,15 +95,15 @@ def test_our_own_packages_speak_freely(lines: io.StringIO) -> None:
 
 
 def test_metrics_are_served_on_loopback_with_the_labels_they_need() -> None:
-    """Outcomes, stage times, retries and lag can be scraped; a label holds nothing finer than modality or topic."""
+    """Outcomes, stage times, retries and lag can be scraped; a label holds nothing finer than modality, topic or lane."""
     metrics = PrometheusMetrics()
     metrics.study_ended("ecg", "reported", {"fetch": 12.0, "total": 40.0})
     metrics.retried("ecg", "PacsUnavailable")
-    metrics.lag("purkinje.study.ready.ecg.v1", 3)
+    metrics.lag("purkinje.study.ready.ecg.v1", "ecg-2", 3)
     port = metrics.serve("127.0.0.1", 0)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
         text = response.read().decode()
     assert 'purkinje_study_outcomes_total{modality="ecg",outcome="reported"} 1.0' in text
     assert 'purkinje_stage_seconds_bucket{le="0.025",modality="ecg",stage="fetch"} 1.0' in text
     assert 'purkinje_retries_total{error="PacsUnavailable",modality="ecg"} 1.0' in text
-    assert 'purkinje_lag_records{topic="purkinje.study.ready.ecg.v1"} 3.0' in text
+    assert 'purkinje_lag_records{lane="ecg-2",topic="purkinje.study.ready.ecg.v1"} 3.0' in text

@@ -246,6 +246,6 @@ def test_segmentation_scores_stacks_in_percentage_points(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(baselines, "locate_heart", lambda stack, _: stack)
     monkeypatch.setattr(baselines, "segmentation_ef", ejection)
-    scores = SegmentationEf(nn.Identity(), spec()).logits_of_stacks(["weak", "strong", "none"])
+    scores = SegmentationEf(nn.Identity(), spec(), 40.0).logits_of_stacks(["weak", "strong", "none"])
     assert scores[:2].tolist() == [5.0, -22.0]
     assert np.isnan(scores[2])

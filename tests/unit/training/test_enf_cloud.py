@@ -17,6 +17,7 @@ from training.models.latent_cloud import (
     turn_quarter,
     wrap_rad,
 )
+from training.recipes import enf_published, enf_small
 
 
 def test_rotate_quarter_is_what_rot90_does() -> None:
@@ -105,10 +106,15 @@ def test_neighbours_are_the_nearest_by_position() -> None:
             nearest_latents(pixels, poses, k)
 
 
-def test_neighbours_of_the_released_sizes_have_no_ties() -> None:
-    """64 and 77 pixels, 8 x 8 and 12 x 12 latents: none on the tilted grid, hundreds on the straight one."""
-    for size in (64, 77):
-        for latents in (64, 144):
-            assert nearest_latents(pixel_grid(size), initial_cloud(latents, 1).poses, 4).shape == (size * size, 4)
-    with pytest.raises(ValueError, match="552 of 5929 pixels"):
-        nearest_latents(pixel_grid(77), initial_cloud(64, 1, tilt_rad=0.0).poses, 4)
+def test_the_released_sizes_are_those_tested_below() -> None:
+    """The recipes cut 64 and 78 pixels."""
+    assert [recipe().preprocess.size_px for recipe in (enf_small.recipe, enf_published.recipe)] == [64, 78]
+
+
+@pytest.mark.parametrize(("size", "tied"), [(64, "112 of 4096"), (77, "552 of 5929"), (78, "144 of 6084")])
+def test_neighbours_of_the_released_sizes_have_no_ties(size: int, tied: str) -> None:
+    """64 and 78 pixels, and the 77 of the paper, 8 x 8 and 12 x 12 latents: none on the tilted grid, many on the straight."""
+    for latents in (64, 144):
+        assert nearest_latents(pixel_grid(size), initial_cloud(latents, 1).poses, 4).shape == (size * size, 4)
+    with pytest.raises(ValueError, match=f"{tied} pixels"):
+        nearest_latents(pixel_grid(size), initial_cloud(64, 1, tilt_rad=0.0).poses, 4)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from training.models.bi_invariants import pair_invariant
 from training.models.enf import Enf, EnfShape
 from training.models.enf_fit import FitConfig, fit
 from training.models.enf_frozen import FrozenField, decode_frames, field_constants, fit_frames, psnr_db
@@ -113,7 +114,7 @@ def test_a_turned_frame_gives_turned_contexts_exactly(enf: Enf, cloud: LatentClo
     turned = in_orbit_order(torch.rot90(frames, turns, (1, 2)))
     after = fit_frames(turned, start, constants, steps=3, learning_rate=RATE)
     quarters = before.contexts.unflatten(1, (4, -1))
-    torch.testing.assert_close(after.contexts.unflatten(1, (4, -1)), quarters.roll(turns, 1), rtol=0, atol=1e-12)
+    assert torch.equal(after.contexts.unflatten(1, (4, -1)), quarters.roll(turns, 1))
     assert (after.contexts.unflatten(1, (4, -1)) - quarters).abs().max() > 1e-3
 
 
@@ -195,6 +196,21 @@ def test_an_absolute_position_would_turn(network: EnfRiskNet, cloud: LatentCloud
     finally:
         network.classifier.pairs.copy_(kept)
     assert change > 1e-4
+
+
+def test_the_classifier_sees_the_pair_invariant(network: EnfRiskNet, cloud: LatentCloud) -> None:
+    """The first four features of a pair of tokens are R(-theta_i)(t_j - t_i) and the cosine and sine of theta_j - theta_i."""
+    x, y, theta = cloud.poses.T
+    from_x, from_y = x[None] - x[:, None], y[None] - y[:, None]
+    cos, sin = torch.cos(theta)[:, None], torch.sin(theta)[:, None]
+    turn = theta[None] - theta[:, None]
+    expected = torch.stack([from_x * cos + from_y * sin, from_y * cos - from_x * sin, turn.cos(), turn.sin()], dim=-1)
+    seen = network.classifier.pairs[..., :4].double()
+    torch.testing.assert_close(seen, expected.repeat(2, 2, 1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        seen[: SHAPE.latents, : SHAPE.latents], pair_invariant(cloud.poses[:, None], cloud.poses), rtol=0, atol=1e-6
+    )
+    assert network.classifier.pairs[..., 4:].sum(dim=-1).eq(1).all()
 
 
 def test_the_shares_of_the_tokens_sum_to_the_logit(network: EnfRiskNet) -> None:

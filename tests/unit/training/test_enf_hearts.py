@@ -16,9 +16,11 @@ from engines.records import CineStack
 from training.data.sources.cmr_studies import FoundStudies
 from training.enf import hearts as hearts_module
 from training.enf import meta
-from training.enf.config import EnfRun, Task, with_enf_size
+from training.enf import pairs as pairs_module
+from training.enf.config import EnfRun, FieldFit, Task, with_enf_size
 from training.enf.hearts import phantom_studies, prepared_pairs, turned_stack
-from training.enf.pairs import Pairs, joined
+from training.enf.pairs import Pairs, wide_px
+from training.enf.protocol import phantoms_of
 from training.models.enf import Enf
 from training.recipes.enf_small import recipe
 
@@ -83,14 +85,12 @@ def test_a_shift_out_of_the_crop_is_refused() -> None:
 
 
 def test_random_views_follow_their_generator_and_labels_their_threshold() -> None:
-    """Equal generators give equal views; a heart at the threshold is positive; parts join in order."""
+    """Equal generators give equal views; a heart at the threshold is positive."""
     pairs = some_pairs()
     rows = np.arange(len(pairs))
     first, again = (pairs.random_views(rows, np.random.default_rng(2)) for _ in range(2))
     assert np.array_equal(first, again)
     assert pairs.labels(float(pairs.lvef_percent[1])).tolist() == [True, True, False, False]
-    both = joined([pairs.subset(np.array([2])), pairs.subset(np.array([0]))])
-    assert both.keys == ("k2", "k0")
 
 
 def test_crops_and_keys_must_fit() -> None:
@@ -104,7 +104,7 @@ def test_crops_and_keys_must_fit() -> None:
 
 def test_a_view_of_a_heart_is_what_serving_prepares(tmp_path: Path) -> None:
     """The unturned view of a digital heart equals the array of ``prepare_cmr`` to rounding."""
-    studies = phantom_studies(31, 1, balanced=False)
+    studies = phantom_studies(31, 1)
     spec = recipe().preprocess
     pairs, refused = prepared_pairs(studies, studies.keys, spec, tmp_path)
     assert not refused
@@ -114,10 +114,17 @@ def test_a_view_of_a_heart_is_what_serving_prepares(tmp_path: Path) -> None:
 
 def test_balanced_phantoms_are_half_low_and_always_the_same() -> None:
     """Half of an even number of hearts lies at or below 40 %; a seed names its hearts."""
-    first, again = (phantom_studies(5, 20, balanced=True) for _ in range(2))
+    first, again = (phantom_studies(5, 20, balanced_at_percent=40.0) for _ in range(2))
     assert first.keys == again.keys
     assert sum(first.lvef_percent(key) <= 40.0 for key in first.keys) == 10
-    assert set(first.keys).isdisjoint(phantom_studies(6, 20, balanced=True).keys)
+    assert set(first.keys).isdisjoint(phantom_studies(6, 20, balanced_at_percent=40.0).keys)
+    assert (
+        sum(
+            phantom_studies(5, 20, balanced_at_percent=35.0).lvef_percent(key) <= 35.0
+            for key in phantom_studies(5, 20, balanced_at_percent=35.0).keys
+        )
+        == 10
+    )
 
 
 def test_a_refused_study_is_kept_with_its_reason_and_not_tried_again(
@@ -143,7 +150,7 @@ def test_a_refused_study_is_kept_with_its_reason_and_not_tried_again(
 
 def test_a_turned_stack_swaps_spacing_and_keeps_orientation() -> None:
     """Rows become columns; ImageOrientationPatient does not follow."""
-    stack = phantom_studies(31, 1, balanced=False)
+    stack = phantom_studies(31, 1)
     original = dataclasses.replace(stack.read(stack.keys[0]).stack, spacing_mm=(1.5, 1.6))
     turned = turned_stack(original, 1)
     assert turned.spacing_mm == (1.6, 1.5)
@@ -192,8 +199,68 @@ def test_a_runaway_loss_rolls_back_and_the_third_stops(tmp_path: Path, monkeypat
     kept = json.loads((tmp_path / "once" / "curve.json").read_text())
     assert (kept["rollbacks"], kept["rate_factor"]) == (1, 0.5)
     monkeypatch.setattr(meta, "outer_step", lambda *_: float("inf"))
-    with pytest.raises(meta.MetaLearningDiverged, match="3 times"):
+    with pytest.raises(meta.MetaLearningDiverged, match="3 times in a row"):
         meta.meta_learn(tiny_run(), some_pairs(), tmp_path / "always")
+
+
+def test_bad_steps_far_apart_do_not_stop_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of them, each after another good state, are four roll-backs and no end."""
+    calls = [0]
+
+    def sometimes(*_: object) -> float:
+        calls[0] += 1
+        return float("inf") if calls[0] in {10, 90, 150, 210} else 0.1
+
+    monkeypatch.setattr(meta, "outer_step", sometimes)
+    meta.meta_learn(tiny_run(iterations=200), some_pairs(), tmp_path)
+    assert json.loads((tmp_path / "curve.json").read_text())["rollbacks"] == 4
+
+
+@pytest.mark.parametrize("poisoned", [50, 60])
+def test_a_gradient_that_is_not_finite_changes_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: int
+) -> None:
+    """A finite loss with NaN in its gradient, on the step that is kept or on the last, leaves finite weights."""
+    calls = [0]
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx: object, loss: torch.Tensor) -> torch.Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(_ctx: object, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return gradient * float("nan")
+
+    original = meta.outer_loss
+
+    def once(run: EnfRun, enf: Enf, frames: torch.Tensor, tables: meta.PairTables) -> torch.Tensor:
+        calls[0] += 1
+        loss = original(run, enf, frames, tables)
+        return Poison.apply(loss) if calls[0] == poisoned else loss
+
+    monkeypatch.setattr(meta, "outer_loss", once)
+    calm = dataclasses.replace(tiny_run(iterations=60), fit=FieldFit(steps=3, learning_rate=2.0))
+    enf = meta.meta_learn(calm, some_pairs(), tmp_path)
+    assert all(bool(torch.isfinite(value).all()) for value in enf.state_dict().values())
+    assert json.loads((tmp_path / "curve.json").read_text())["rollbacks"] == 1
+
+
+@pytest.mark.parametrize("size", [32, 64, 78])
+def test_a_random_view_never_leaves_the_wide_crop(size: int) -> None:
+    """At every angle and the largest shift all pixels of a view come from the crop: no black corners."""
+    spec = recipe().preprocess.model_copy(update={"size_px": size})
+    wide = wide_px(size)
+    ones = Pairs(
+        wide_N2WW=1.0 + np.random.default_rng(0).random((1, 2, wide, wide), np.float32),
+        lvef_percent=np.array([50.0]),
+        keys=("a",),
+        spec=spec,
+    )
+    for angle in (0.0, 17.0, 45.0, 80.0):
+        for shift in ((4.0, 0.0), (-2.8, 2.8), (0.0, -4.0)):
+            cut = pairs_module._cut(ones.wide_N2WW[0], angle, np.array(shift), size)
+            assert cut.min() >= 1.0 - 1e-6
 
 
 def test_first_and_second_order_differ_in_the_gradient_only() -> None:
@@ -214,11 +281,25 @@ def test_first_and_second_order_differ_in_the_gradient_only() -> None:
     assert (found["first"][1] - found["second"][1]).abs().max() > 1e-6
 
 
-def test_another_task_and_size_are_other_runs() -> None:
-    """A task is a field of the recipe; sizes for trials change what they name only."""
+def test_a_task_decides_labels_phantoms_and_threshold() -> None:
+    """A recipe of 35 % has half its phantoms at or below 35 %, labels them so, and an unknown condition is refused."""
+    run = dataclasses.replace(recipe(), task=Task(condition="lvef_at_most_35", blur_percent=5.0))
+    studies = phantoms_of(run, (6, 2, 2))(0)
+    low = [studies.lvef_percent(key) <= 35.0 for key in studies.keys]
+    assert sum(low) == len(low) // 2
+    pairs = dataclasses.replace(some_pairs(), lvef_percent=np.array([30.0, 35.0, 38.0, 60.0]))
+    assert pairs.labels(run.task.threshold_percent).tolist() == [True, True, False, False]
+    targets = run.task.targets(np.array([10.0, 30.0, 35.0, 60.0]))
+    np.testing.assert_allclose(targets, [1.0, 0.8413, 0.5, 0.0], atol=1e-4)
+    with pytest.raises(ValueError, match="lvef_at_most_40"):
+        Task(condition="lvef_at_most_42", blur_percent=5.0)
+    with pytest.raises(ValueError, match="positive number"):
+        Task(condition="lvef_at_most_40", blur_percent=0.0)
+
+
+def test_sizes_for_trials_change_what_they_name_only() -> None:
+    """Hearts and epochs can be set; nothing given changes nothing."""
     run = recipe()
-    other = dataclasses.replace(run, task=Task(condition="lvef_at_most_40", target="lvef", threshold=35.0))
-    assert other != run
     assert with_enf_size(run, hearts=30, epochs=2).data.hearts == 30
     assert with_enf_size(run, hearts=None, epochs=2).classifier.epochs == 2
     assert with_enf_size(run, hearts=None, epochs=None) == run

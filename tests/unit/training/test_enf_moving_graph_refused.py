@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 
 import numpy as np
@@ -12,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from engines.build.rtx import BatchRange, compile_plans
+from engines.build.compile import BatchRange
 from engines.errors import PlanBuildFailed
+from tests.doubles.plans import compiled, needs_rtx
 from training.models.enf import Enf, EnfShape
 from training.models.enf_frozen import FrozenField
 from training.models.enf_orbits import pair_tables
 from training.models.latent_cloud import initial_cloud, pixel_grid
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX (extra `rtx`) is not installed"
-)
+pytestmark = needs_rtx
 SIZE_PX, LATENTS, STEPS, RATE = 16, 4, 2, 5.0
 ONE = BatchRange(minimum=1, optimum=1, maximum=1)
 
@@ -100,7 +98,7 @@ def test_moving_graph_is_sound(moving_graph: bytes, field: Enf, image_P: Tensor)
 def test_moving_graph_is_refused(moving_graph: bytes) -> None:
     """TensorRT-RTX refuses it for the scatter that sums what several pixels say of one latent."""
     with pytest.raises(PlanBuildFailed, match=r"\[Scatter(ND|Elements)\].* reduction") as caught:
-        compile_plans(moving_graph, ["sm_89"], ONE, lambda _: None)
+        compiled(moving_graph, "sm_89", ONE)
     (refused,) = caught.value.refused
     assert refused.node.startswith("node_Scatter")
 
@@ -121,4 +119,4 @@ def test_frozen_graph_compiles(field: Enf, image_P: Tensor) -> None:
 
     graph = _exported(Errors().eval(), image_P)
     batch = BatchRange(minimum=SIZE_PX**2, optimum=SIZE_PX**2, maximum=SIZE_PX**2)
-    assert compile_plans(graph, ["sm_89"], batch, lambda _: None)["sm_89"]
+    assert compiled(graph, "sm_89", batch)

@@ -13,7 +13,7 @@ import torch
 from training.config import OptimConfig
 from training.enf import study
 from training.enf.baselines import BaselineConfig
-from training.enf.config import EnfRun
+from training.enf.config import EnfRun, Task
 from training.models.pair_resnet import PairResNet
 from training.recipes.enf_small import recipe
 
@@ -47,7 +47,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.StudyOptio
         autocast_bfloat16=False,
     )
     monkeypatch.setattr(study, "load_recipe", lambda _name: tiny_run())
-    monkeypatch.setattr(study, "BaselineConfig", lambda threshold_percent: _baseline(optim, threshold_percent))
+    monkeypatch.setattr(study, "BaselineConfig", lambda task: _baseline(optim, task))
     return study.StudyOptions(
         recipe="enf_small",
         data=None,
@@ -56,7 +56,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.StudyOptio
         docs=tmp_path / "docs",
         sizes=SIZES,
         seeds=1,
-        dicom_studies=1,
+        dicom_studies=2,
         segmentation_hearts=0,
         contours=None,
         workers=1,
@@ -64,15 +64,16 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.StudyOptio
     )
 
 
-def _baseline(optim: OptimConfig, threshold_percent: float) -> BaselineConfig:
-    return BaselineConfig(optim=optim, threshold_percent=threshold_percent, network=PairResNet.fifty)
+def _baseline(optim: OptimConfig, task: Task) -> BaselineConfig:
+    return BaselineConfig(optim=optim, task=task, network=PairResNet.fifty)
 
 
 def test_the_comparison_runs_and_resumes(options: study.StudyOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     """Table, numbers and pictures are written; the field's answers do not turn; a second run trains nothing."""
     torch.manual_seed(0)
     said: list[str] = []
-    table = study.run_study(options, said.append)
+    found = study.run_study(options, said.append)
+    table = found.table
     numbers = json.loads((options.docs / "enf.json").read_text())
     models = {model["model"]: model for model in numbers["models"]}
     assert list(models) == ["ENF", "ResNet50", "ResNet50 C4", "ResNet50 rotated"]
@@ -80,11 +81,15 @@ def test_the_comparison_runs_and_resumes(options: study.StudyOptions, monkeypatc
     assert numbers["further"]["dicom"]["ENF"]["changed_answers"] == 0
     assert numbers["further"]["dicom"]["ENF"]["largest_logit_change_sd"] <= 1e-3
     assert "purkinje-train evaluate enf" in table
+    assert not found.holds  # a network that learnt nothing is not accurate
+    assert [each["met"] for each in numbers["requirements"]] == [True, True, True, True, False, False]
+    assert list(numbers["further"]["refused"]) == ["0"]
     assert "Not for clinical use" in table
     pictures = {file.name for file in (options.docs / "enf").iterdir()}
     assert pictures == {
         "reconstruction.png",
         "latents.png",
+        "occlusion.png",
         "embedding.png",
         "turns.png",
         "meta-learning.png",
@@ -92,11 +97,22 @@ def test_the_comparison_runs_and_resumes(options: study.StudyOptions, monkeypatc
     }
     monkeypatch.setattr("training.enf.meta.outer_step", _must_not_run)
     monkeypatch.setattr("training.enf.baselines._epoch", _must_not_run)
-    assert study.run_study(options, said.append) == table
+    assert study.run_study(options, said.append) == found
 
 
 def _must_not_run(*_args: object, **_given: object) -> float:
     raise AssertionError("trained again")
+
+
+def test_an_outcome_of_other_settings_is_made_again(options: study.StudyOptions) -> None:
+    """What lies in the folder of another classifier or of other hearts is not taken for this one's."""
+    few = replace(options, dicom_studies=0)
+    study.run_study(few, lambda _text: None)
+    file = options.out / "seed-0-enf.json"
+    first = json.loads(file.read_text())
+    file.write_text(json.dumps(first | {"made_from": "of others", "test_logits": [9.0] * SIZES[2]}))
+    study.run_study(few, lambda _text: None)
+    assert json.loads(file.read_text())["test_logits"] == first["test_logits"]
 
 
 def test_an_unturned_image_in_place_of_a_turned_one_is_noticed(

@@ -19,7 +19,7 @@ from engines.records import Modality
 from training.config import RunConfig, load_run
 from training.data.heart_arrays import HeartArrays
 from training.data.splits import split_hearts
-from training.data.targets import COLUMNS, LVEF_AT_MOST_40
+from training.data.targets import COLUMNS, LVEF_CONDITIONS
 from training.evaluate import metrics_of
 from training.onnx_graph import ParityError, check_parity, export_graph, run_graph
 from training.outputs import HeartOutputs, heart_outputs
@@ -108,7 +108,7 @@ def _outputs(hearts: int, clips: int, seed: int = 0) -> HeartOutputs:
     rng = np.random.default_rng(seed)
     targets = {name: (rng.random(hearts) < 0.4).astype(float) for name in COLUMNS}
     targets["lvef"] = rng.uniform(20, 70, hearts)
-    targets[LVEF_AT_MOST_40] = (targets["lvef"] <= 40).astype(float)
+    targets |= {name: (targets["lvef"] <= percent).astype(float) for name, percent in LVEF_CONDITIONS.items()}
     noisy = [one + rng.normal(0, 3, (clips, 1)) for one in targets["lvef"]]
     return HeartOutputs(
         clips={

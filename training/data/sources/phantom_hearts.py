@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.records import Modality, Record
-from training.data.targets import DISEASES, LVEF_AT_MOST_40
+from training.data.targets import DISEASES, LVEF_CONDITIONS
 from training.phantoms.cmr import cmr_stack
 from training.phantoms.ecg import ecg_record
 from training.phantoms.echo import echo_loop
@@ -57,6 +57,6 @@ def targets_of(subject: Subject) -> dict[str, float]:
         "lvef": subject.lvef_percent,
         "rvef": subject.rvef_percent,
         "cardiac_output": subject.cardiac_output_l_min,
-        LVEF_AT_MOST_40: float(subject.lvef_percent <= 40.0),
+        **{name: float(subject.lvef_percent <= percent) for name, percent in LVEF_CONDITIONS.items()},
         **{name: float(subject.diseases[name]) for name in DISEASES},
     }

@@ -1,0 +1,149 @@
+"""A released bundle as the torch network it was exported from, with the weights that stand in its graph.
+
+A bundle holds no torch form. Its graph keeps most weights under their names; batch norms are folded into the
+convolutions before them, so here they pass everything through and add the folded bias. What has no name is found by the
+named bias it is added to. Whether the result is the released network is for the golden vectors to say, not for this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.bundle.reader import Bundle
+from engines.records import Modality
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Weights = Mapping[str, NDArray[Any]]
+_PREFIX = "network."
+
+
+class NoTorchForm(Exception):
+    """The bundle's graph cannot be read back into a network of ``training.models``."""
+
+
+def torch_network(bundle: Bundle) -> nn.Module:
+    """Return the network in evaluation mode; it returns its outputs by name.
+
+    Raises:
+        NoTorchForm: no network of ``training.models`` takes these weights.
+    """
+    import onnx
+
+    model = onnx.load_from_string(bundle.graph())
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    try:
+        network = (
+            _field(bundle, model, weights) if bundle.manifest.modality is Modality.CMR else _plain(bundle, weights)
+        )
+    except (KeyError, RuntimeError, StopIteration) as error:
+        msg = f"{bundle.manifest.name} does not fit the network of its modality: {error}"
+        raise NoTorchForm(msg) from error
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def _plain(bundle: Bundle, weights: Weights) -> nn.Module:
+    """A convolutional network."""
+    from training.models.ecg_resnet import EcgResNet
+    from training.models.echo_clip_net import EchoClipNet
+
+    network = EcgResNet.small() if bundle.manifest.modality is Modality.ECG else EchoClipNet.small()
+    named = {name.removeprefix(_PREFIX): array for name, array in weights.items()}
+    _load(network, {key: _unfolded(key, named, value) for key, value in network.state_dict().items()})
+    return network
+
+
+def _unfolded(key: str, named: Weights, value: Any) -> NDArray[Any]:
+    """A weight of the network; a batch norm becomes the addition of the convolution's folded bias."""
+    if key in named:
+        return named[key]
+    path, _, field = key.rpartition(".")
+    parent = path.removesuffix("norm")
+    shape = tuple(value.shape)
+    match field:
+        case "bias":
+            return next(
+                named[name]
+                for name in (f"{parent}convolution.weight_bias", f"{parent}second.weight_bias")
+                if name in named
+            )
+        case "running_var":
+            return np.full(shape, 1.0 - _EPSILON, np.float32)
+        case "weight":
+            return np.ones(shape, np.float32)
+        case "running_mean" | "num_batches_tracked":
+            return np.zeros(shape, np.asarray(value).dtype)
+    raise KeyError(key)
+
+
+_EPSILON = 1e-5
+"""Of torch's batch norms: variance and epsilon come to one."""
+
+
+def _field(bundle: Bundle, model: Any, weights: Weights) -> nn.Module:
+    """The equivariant neural field with its classifier."""
+    import torch
+
+    from training.enf.latents import frozen_field
+    from training.models.enf import Enf
+    from training.models.enf_risk_net import EnfRiskNet
+    from training.models.invariant_transformer import InvariantTransformer
+    from training.models.latent_cloud import initial_cloud
+
+    run = _run(bundle)
+    cloud = initial_cloud(run.shape.latents, run.shape.context_width)
+    ones = torch.ones(run.shape.context_width)
+    classifier = InvariantTransformer(run.classifier.shape, cloud.poses, 0 * ones, ones)
+    field = frozen_field(run, Enf(run.shape), run.preprocess.size_px)
+    network = EnfRiskNet(field, classifier, cloud.poses)
+    named = {name.removeprefix(_PREFIX): array for name, array in weights.items() if name.startswith(_PREFIX)}
+    named |= dict(_beside_their_bias(model, weights)) | dict(_head(model, weights, run.classifier.shape.width))
+    kept = {key: value.numpy() for key, value in network.state_dict().items() if key in _OF_THE_RECIPE}
+    _load(network, {key: {**kept, **named}[key] for key in network.state_dict()})
+    return network
+
+
+_OF_THE_RECIPE = ("field.start", "field.pixels")
+"""Constants that follow from the recipe; the graph holds them in another form."""
+
+
+def _run(bundle: Bundle) -> Any:
+    from training.config import load_recipe, recipe_names
+    from training.enf.config import EnfRun
+
+    runs = [load_recipe(name) for name in recipe_names()]
+    name = bundle.manifest.name
+    return next(run for run in runs if isinstance(run, EnfRun) and run.bundle.name == name)
+
+
+def _beside_their_bias(model: Any, weights: Weights) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Weights of linear layers: the exporter turned them and dropped their names, but not those of their biases."""
+    makers = {node.output[0]: node for node in model.graph.node if node.op_type == "MatMul"}
+    for node in model.graph.node:
+        bias = next((name for name in node.input if name.startswith(_PREFIX) and name.endswith(".bias")), None)
+        product = next((makers[name] for name in node.input if name in makers), None)
+        if node.op_type == "Add" and bias and product is not None and product.input[1] in weights:
+            name = f"{bias.removeprefix(_PREFIX).removesuffix('bias')}weight"
+            yield name, np.ascontiguousarray(weights[product.input[1]].T)
+
+
+def _head(model: Any, weights: Weights, width: int) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Last normalisation and head: the exporter folded their scales into one, and their shifts into a constant."""
+    others = {name: array for name, array in weights.items() if not name.startswith(_PREFIX)}
+    last = next(node for node in model.graph.node if "logit" in node.output)
+    yield "classifier.norm.weight", next(array for array in others.values() if array.shape == (width,))
+    yield "classifier.norm.bias", np.zeros(width, np.float32)
+    yield "classifier.head.weight", np.ones((1, width), np.float32)
+    yield "classifier.head.bias", next(others[name] for name in last.input if name in others).reshape(1)
+    yield "classifier.frame", next(array[:, 0] for array in others.values() if array.shape == (2, 1, width))
+
+
+def _load(network: nn.Module, state: Weights) -> None:
+    import torch
+
+    network.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()})
