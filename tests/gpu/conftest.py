@@ -68,7 +68,7 @@ def flavour(device: Device) -> Flavour:
 
 @pytest.fixture(scope="session")
 def workshop(cuda: Cuda, device: Device, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """Where plans of this session are built and kept."""
+    """Where the plans of one run of the tests are built and kept."""
     return Workshop(
         cuda=cuda,
         device=device,
