@@ -1,6 +1,6 @@
 """Every engine on a GPU: plans and their gate, latency of all sides, studies an hour, training steps, and what goes wrong.
 
-One command for a machine that is lent for half an hour. Each section has a time budget, and all of them together stay
+One command of under 25 minutes. Each section has a time budget, and all of them together stay
 under 25 minutes. It runs with whatever is installed, and says what was left out and why. Correct first: a side that does
 not answer as the golden vectors say scores nothing, and the exit code is 1. Results are written as they come.
 

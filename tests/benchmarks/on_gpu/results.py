@@ -1,6 +1,6 @@
 """What was measured, what was left out and what was wrong: one JSON file and one table, written as they come.
 
-A benchmark on a lent machine may be ended at any moment; what was measured until then stands in the files.
+A benchmark may be ended at any moment; what was measured until then stands in the files.
 """
 
 from __future__ import annotations
