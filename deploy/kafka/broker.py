@@ -276,7 +276,8 @@ class Cluster:
         config.write_text("".join(f"{key}={value}\n" for key, value in self._settings(node).items()))
         command = [find_java(), *_JVM, *_LOGGING, "-cp", find_classpath(), "kafka.tools.StorageTool"]
         done = subprocess.run(
-            [*command, "format", "-t", cluster_id, "-c", str(config)],
+            # One word: one id in 64 begins with a hyphen and would be taken for an option.
+            [*command, "format", f"--cluster-id={cluster_id}", "-c", str(config)],
             capture_output=True, text=True, check=False, cwd=node.folder,
         )  # fmt: skip
         if done.returncode != 0:
