@@ -315,3 +315,12 @@ def test_password(guarded_kafka: Any, caplog: pytest.LogCaptureFixture) -> None:
     for secret in (PASSWORD, "wrong-horse"):
         assert secret not in caplog.text
         assert secret not in str(refused.value)
+
+
+def test_a_cluster_id_that_begins_with_a_hyphen_starts(
+    kafka_launcher: Any, own_kafka: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One random id in 64 begins so; it is an id and no option."""
+    monkeypatch.setattr(kafka_launcher.uuid, "uuid4", lambda: uuid.UUID(bytes=b"\xf8" + bytes(15)))
+    cluster = own_kafka()
+    assert "cluster.id=-AAA" in (cluster.nodes[0].folder / "data" / "meta.properties").read_text()
