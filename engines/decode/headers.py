@@ -87,6 +87,7 @@ REPORT_KEYWORDS = (
     "NumberOfFrames",
     "Rows",
     "Columns",
+    "LossyImageCompression",
 )
 """Elements of a source that a report may need; everything else stays in the child."""
 

@@ -241,6 +241,11 @@ def test_the_allow_list_names_no_content() -> None:
     assert all(tag_for_keyword(keyword) for keyword in REPORT_KEYWORDS)
 
 
+def test_the_allow_list_holds_what_the_picture_of_a_report_needs() -> None:
+    """Without these a picture of a lossy source would say that it is none, and could not say where left is."""
+    assert {"LossyImageCompression", "ImageOrientationPatient"} <= set(REPORT_KEYWORDS)
+
+
 def babbling_study() -> list[bytes]:
     """An ECG header that makes a parser warn and quote the patient: wrong dates, character sets, UIDs and numbers."""
     dataset = Dataset()
