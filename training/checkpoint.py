@@ -6,6 +6,7 @@ A checkpoint is written beside the old one and renamed over it, so that a kill l
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 _NAME = "checkpoint.safetensors"
 _META_NAME = "checkpoint.json"
 
+Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
+"""One optimiser, or several by name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -25,10 +29,11 @@ class Progress:
     run_sha256: str
 
 
-def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write model, optimiser and progress as one step."""
+def save_checkpoint(directory: Path, model: nn.Module, optimizer: Optimizers, progress: Progress) -> None:
+    """Write model, optimiser (or several) and progress as one step."""
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
-    tensors |= {f"optimizer.{name}": value for name, value in _optimizer_tensors(optimizer).items()}
+    for prefix, each in _prefixed(optimizer).items():
+        tensors |= {f"{prefix}{name}": value for name, value in _optimizer_tensors(each).items()}
     directory.mkdir(parents=True, exist_ok=True)
     metadata = {"epochs_done": str(progress.epochs_done), "run_sha256": progress.run_sha256}
     partial = directory / f"{_NAME}.partial"
@@ -38,15 +43,16 @@ def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Op
     (directory / _META_NAME).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
-def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress | None:
-    """Restore model (and optimiser) in place; None when there is no checkpoint yet."""
+def load_checkpoint(directory: Path, model: nn.Module, optimizer: Optimizers | None) -> Progress | None:
+    """Restore model (and optimisers) in place; None when there is no checkpoint yet."""
     path = directory / _NAME
     if not path.exists():
         return None
     tensors = load_file(path)
     model.load_state_dict(_under(tensors, "model."))
     if optimizer is not None:
-        _restore_optimizer(optimizer, _under(tensors, "optimizer."))
+        for prefix, each in _prefixed(optimizer).items():
+            _restore_optimizer(each, _under(tensors, prefix))
     return _progress(path)
 
 
@@ -60,6 +66,13 @@ def _progress(path: Path) -> Progress:
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _prefixed(optimizer: Optimizers) -> dict[str, torch.optim.Optimizer]:
+    """Return the optimisers by the beginning of their tensors' names."""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return {"optimizer.": optimizer}
+    return {f"optimizer.{name}.": each for name, each in optimizer.items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -15,30 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from training.coreecho.commands import evaluate_coreecho_command, explain_command
+from training.options import as_typed, numbers
+
 if TYPE_CHECKING:
-    from training.config import RunConfig
-    from training.enf.config import EnfRun
+    from training.config import AnyRun
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _PRESENT = click.Path(file_okay=False, exists=True, path_type=Path)
 _COUNT = click.IntRange(min=1)
-
-
-def numbers(kind: type[int | float], count: int) -> Callable[..., Any]:
-    """Return an option callback that reads ``count`` numbers with commas between them."""
-
-    def read(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-        if value is None:
-            return None
-        try:
-            found = tuple(kind(part) for part in value.split(","))
-        except ValueError:
-            found = ()
-        if len(found) != count:
-            raise click.BadParameter(f"found {value!r}; expected {count} numbers with commas between them")
-        return found
-
-    return read
 
 
 class LazyGroup(click.Group):
@@ -65,7 +50,7 @@ def main() -> None:
 class RunOptions:
     """Which run, where it lives, and what it may use."""
 
-    config: RunConfig | EnfRun
+    config: AnyRun
     out: Path
     workers: int
     threads: int
@@ -89,8 +74,9 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_run
 
 
-def _config(recipe: str, *, hearts: int | None, epochs: int | None) -> RunConfig | EnfRun:
+def _config(recipe: str, *, hearts: int | None, epochs: int | None) -> AnyRun:
     from training.config import RunConfig, load_recipe, with_size
+    from training.coreecho.config import EchoRun, with_echo_size
     from training.enf.config import with_enf_size
 
     try:
@@ -99,6 +85,8 @@ def _config(recipe: str, *, hearts: int | None, epochs: int | None) -> RunConfig
         raise click.BadParameter(str(error), param_hint="RECIPE") from error
     if isinstance(config, RunConfig):
         return with_size(config, hearts=hearts, epochs=epochs)
+    if isinstance(config, EchoRun):
+        return with_echo_size(config, hearts=hearts, epochs=epochs)
     return with_enf_size(config, hearts=hearts, epochs=epochs)
 
 
@@ -179,7 +167,7 @@ def evaluate_enf_command(*, threads: int, **given: Any) -> None:
     torch.set_num_threads(threads)
     try:
         cmr = CmrOptions(**{name: given.pop(name) for name in _CMR_OPTIONS})
-        options = StudyOptions(cmr=cmr, command=_as_typed(), **given)
+        options = StudyOptions(cmr=cmr, command=as_typed(), **given)
         study = run_study(options, lambda text: click.echo(text, err=True))
     except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
@@ -188,20 +176,19 @@ def evaluate_enf_command(*, threads: int, **given: Any) -> None:
         sys.exit(1)
 
 
+evaluate.add_command(evaluate_coreecho_command)
+main.add_command(explain_command)
+
 _CMR_OPTIONS = ("label_field", "instance", "index", "frame_interval_ms", "exclude_percent")
-
-
-def _as_typed() -> str:
-    return " ".join(["purkinje-train", *sys.argv[1:]])
 
 
 @main.command()
 @click.argument("recipe")
 def describe(recipe: str) -> None:
-    """Print everything that decides a run of RECIPE, as JSON."""
-    from training.config import describe as describe_run
+    """Print layers, parameter counts, loss, schedule and data of RECIPE, and all else that decides a run, as JSON."""
+    from training.summary import summary
 
-    click.echo(json.dumps(describe_run(_config(recipe, hearts=None, epochs=None)), indent=2))
+    click.echo(json.dumps(summary(_config(recipe, hearts=None, epochs=None)), indent=2))
 
 
 @main.command()

@@ -21,7 +21,10 @@ from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
 
 if TYPE_CHECKING:
+    from training.coreecho.config import AnyEchoRun
     from training.enf.config import EnfRun
+
+    AnyRun = RunConfig | EnfRun | AnyEchoRun
 
 RECIPES_PACKAGE = "training.recipes"
 
@@ -111,15 +114,15 @@ class RunConfig:
     bundle: BundleConfig
 
 
-def load_recipe(name: str) -> RunConfig | EnfRun:
-    """Return the run of a recipe: one network trained end to end, or an Equivariant Neural Field.
+def load_recipe(name: str) -> AnyRun:
+    """Return the run of a recipe: one network trained end to end, an Equivariant Neural Field, or a run on echo clips.
 
     Raises:
         ValueError: when there is no such recipe.
     """
     if name not in recipe_names():
         raise ValueError(f"no recipe named {name!r}; expected one of {', '.join(recipe_names())}")
-    config: RunConfig | EnfRun = importlib.import_module(f"{RECIPES_PACKAGE}.{name}").recipe()
+    config: AnyRun = importlib.import_module(f"{RECIPES_PACKAGE}.{name}").recipe()
     return config
 
 
@@ -149,7 +152,7 @@ def with_size(config: RunConfig, *, hearts: int | None, epochs: int | None) -> R
     return dataclasses.replace(config, data=data, optim=optim)
 
 
-def describe(config: RunConfig | EnfRun) -> dict[str, Any]:
+def describe(config: AnyRun) -> dict[str, Any]:
     """Return the run as plain JSON values: callables by name, the preprocess specification field by field."""
     described = _plain(config)
     assert isinstance(described, dict)
@@ -163,7 +166,7 @@ def describe_data(config: DataConfig) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name != "split"}
 
 
-def config_digest(config: RunConfig | EnfRun) -> str:
+def config_digest(config: AnyRun) -> str:
     """Return the SHA-256 of the described run."""
     return hashlib.sha256(json.dumps(describe(config), sort_keys=True).encode()).hexdigest()
 

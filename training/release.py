@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from training.config import RunConfig
+from training.coreecho.config import AnyEchoRun, EchoRun
+from training.coreecho.release import evaluate_echo, release_echo, train_echo_run
 from training.data.heart_arrays import HeartArrays, heart_arrays
 from training.data.splits import Split, split_hearts
 from training.enf.config import EnfRun
@@ -20,10 +22,13 @@ from training.loop import run_digest, train
 from training.signature import input_spec
 
 ARRAYS_FOLDER = "arrays"
+AnyRun = RunConfig | EnfRun | AnyEchoRun
 
 
-def train_run(config: RunConfig | EnfRun, out: Path, *, workers: int, threads: int) -> Path:
+def train_run(config: AnyRun, out: Path, *, workers: int, threads: int) -> Path:
     """Train a run below ``out`` and return its folder."""
+    if isinstance(config, EchoRun):
+        return train_echo_run(config, out, workers=workers, threads=threads)
     if isinstance(config, EnfRun):
         return train_enf(config, out, workers=workers, threads=threads)
     torch.set_num_threads(threads)
@@ -33,8 +38,10 @@ def train_run(config: RunConfig | EnfRun, out: Path, *, workers: int, threads: i
     return folder
 
 
-def release_run(config: RunConfig | EnfRun, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
+def release_run(config: AnyRun, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
     """Train where needed, then write the bundle; returns its folder."""
+    if isinstance(config, EchoRun):
+        return release_echo(config, out, bundle, workers=workers, threads=threads)
     if isinstance(config, EnfRun):
         return release_enf(config, out, bundle, workers=workers, threads=threads)
     torch.set_num_threads(threads)
@@ -44,8 +51,10 @@ def release_run(config: RunConfig | EnfRun, out: Path, bundle: Path, *, workers:
     return export_bundle(release, network, arrays, split, bundle)
 
 
-def evaluate_run(config: RunConfig | EnfRun, out: Path, bundle: Path, *, workers: int) -> dict[str, float]:
+def evaluate_run(config: AnyRun, out: Path, bundle: Path, *, workers: int) -> dict[str, float]:
     """Return the metrics of a bundle on the test hearts of a run."""
+    if isinstance(config, EchoRun):
+        return evaluate_echo(config, out, bundle, workers=workers)
     if isinstance(config, EnfRun):
         return evaluate_enf(config, out, bundle, workers=workers)
     arrays, split = _hearts(config, out, workers)

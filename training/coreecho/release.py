@@ -1,0 +1,85 @@
+"""From a recipe on clips to a bundle: videos of digital hearts, both stages, calibration, one graph.
+
+The network is trained on videos and released on what the serving path prepares: both are the same pixels of the same hearts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+import torch
+
+from training.coreecho.config import AnyEchoRun, CoReEchoRun, training_digest
+from training.coreecho.networks import EchoNetwork
+from training.coreecho.stages import train_echo
+from training.coreecho.video_sets import Parts, release_phantoms
+from training.data.heart_arrays import HeartArrays, heart_arrays
+from training.data.splits import Split, split_hearts
+from training.evaluate import evaluate_bundle
+from training.export import Release, export_bundle
+from training.signature import input_spec
+
+_BATCH_CLIPS = 16
+_ARRAYS, _STORES = "arrays", "stores"
+_log = structlog.get_logger()
+
+
+def train_echo_run(run: AnyEchoRun, out: Path, *, workers: int, threads: int, device: str = "cpu") -> Path:
+    """Train a run on digital hearts below ``out``, or finish it; returns its folder."""
+    videos = release_videos(run, out, workers)
+    _trained(run, videos, out, threads, device)
+    return run_folder(run, videos, out)
+
+
+def release_echo(run: AnyEchoRun, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
+    """Train where needed, then write the bundle; returns its folder."""
+    network = _trained(run, release_videos(run, out, workers), out, threads, "cpu")
+    arrays, split = _hearts(run, out, workers)
+    release = Release(data=run.data, bundle=run.bundle, batch_size=_BATCH_CLIPS)
+    return export_bundle(release, _deployable(run, network), arrays, split, bundle)
+
+
+def evaluate_echo(run: AnyEchoRun, out: Path, bundle: Path, *, workers: int) -> dict[str, float]:
+    """Return the metrics of a bundle on the test hearts of a run."""
+    arrays, split = _hearts(run, out, workers)
+    return evaluate_bundle(bundle, arrays, split.test, input_spec(run.preprocess))
+
+
+def release_videos(run: AnyEchoRun, out: Path, workers: int) -> Parts:
+    """Return the videos of the hearts of a release, made where missing."""
+    return release_phantoms(run, out / _STORES, workers=workers)
+
+
+def run_folder(run: AnyEchoRun, videos: Parts, out: Path) -> Path:
+    """Return where a run lives; another config or other videos have another folder."""
+    digest = training_digest(run, videos.train.sha256, videos.validation.sha256)
+    return out / f"{run.recipe}-{digest[:12]}"
+
+
+def _trained(run: AnyEchoRun, videos: Parts, out: Path, threads: int, device: str) -> EchoNetwork:
+    torch.set_num_threads(threads)
+    folder = run_folder(run, videos, out)
+    trained = train_echo(
+        run,
+        videos.train,
+        videos.validation,
+        folder,
+        device=device,
+        progress=lambda text: _log.info("echo.progress", done=text),
+    )
+    return trained.network
+
+
+def _deployable(run: AnyEchoRun, network: EchoNetwork) -> EchoNetwork:
+    """Return CoReEcho with every normalisation folded into its neighbours; another network as it is."""
+    if not isinstance(run, CoReEchoRun):
+        return network
+    from training.models.coreecho_net import folded
+
+    return folded(network)
+
+
+def _hearts(run: AnyEchoRun, out: Path, workers: int) -> tuple[HeartArrays, Split]:
+    arrays = heart_arrays(out / _ARRAYS, run.data, input_spec(run.preprocess), workers=workers)
+    return arrays, split_hearts(run.data.hearts, run.data.split, run.data.seed)
