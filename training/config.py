@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from training.coreecho.config import AnyEchoRun
     from training.enf.config import EnfRun
 
-    AnyRun = RunConfig | EnfRun | AnyEchoRun
-
 RECIPES_PACKAGE = "training.recipes"
 
 
@@ -112,6 +110,10 @@ class RunConfig:
     augment: Callable[..., Any]
     optim: OptimConfig
     bundle: BundleConfig
+
+
+if TYPE_CHECKING:
+    AnyRun = RunConfig | EnfRun | AnyEchoRun
 
 
 def load_recipe(name: str) -> AnyRun:

@@ -105,7 +105,10 @@ def tiny_run() -> CoReEchoRun:
         clips=replace(run.clips, frames=FRAMES),
         translation_px=1,
         stage1=replace(
-            run.stage1, epochs=3, batch_videos=4, schedule=replace(run.stage1.schedule, learning_rate=1e-2, decay_epoch=2)
+            run.stage1,
+            epochs=3,
+            batch_videos=4,
+            schedule=replace(run.stage1.schedule, learning_rate=1e-2, decay_epoch=2),
         ),
         stage2=replace(run.stage2, epochs=2, batch_videos=4),
     )

@@ -34,7 +34,9 @@ _COUNT = click.IntRange(min=1)
 @click.option("--camus", type=_PRESENT, help="Folder of CAMUS: transfer of the first seed's encoders, ten folds.")
 @click.option("--hmc-qu", type=_PRESENT, help="Folder of HMC-QU: transfer of the first seed's encoders, five folds.")
 @click.option("--transfer-epochs", type=_COUNT, default=30, show_default=True, help="Of each fold.")
-@click.option("--out", type=_FOLDER, default=Path("runs/evaluate-coreecho"), show_default=True, help="Kept between runs.")
+@click.option(
+    "--out", type=_FOLDER, default=Path("runs/evaluate-coreecho"), show_default=True, help="Kept between runs."
+)
 @click.option("--docs", type=_FOLDER, help="Folder that receives table, numbers and pictures.")
 @click.option(
     "--sizes",
@@ -45,7 +47,9 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option("--seeds", type=_COUNT, default=3, show_default=True, help="How many.")
 @click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them.")
-@click.option("--all-clips/--fixed-clips", default=False, show_default=True, help="Ask about every clip of a test video too.")
+@click.option(
+    "--all-clips/--fixed-clips", default=False, show_default=True, help="Ask about every clip of a test video too."
+)
 @click.option("--workers", type=_COUNT, default=2, show_default=True, help="Processes that read or render videos.")
 @click.option("--threads", type=_COUNT, default=2, show_default=True, help="Threads of torch.")
 @click.option("--device", default="cpu", show_default=True, help="Of training, such as cuda.")

@@ -27,7 +27,6 @@ class R2Plus1dShape:
 EncoderShape = UniFormerShape | R2Plus1dShape
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class StepSchedule:
     """A learning rate that falls by a factor at an epoch, counted from 0, and again each time as many epochs have passed.

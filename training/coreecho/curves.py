@@ -57,7 +57,9 @@ def draw_points(folder: Path, points: Sequence[Point]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(shown), 1, sharex=True)
     for axis, name in zip(axes, shown, strict=True):
-        axis.plot([point.epoch for point in points], [getattr(point, name) for point in points], marker="o", markersize=3)
+        axis.plot(
+            [point.epoch for point in points], [getattr(point, name) for point in points], marker="o", markersize=3
+        )
         axis.set_ylabel(name.replace("_", " "))
         axis.grid(visible=True, alpha=0.3)
     axes[-1].axvline(best_epoch(points), color="0.5", linestyle=":")

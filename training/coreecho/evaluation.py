@@ -28,6 +28,7 @@ ORDER_DRAWS = 1000
 
 BINS = ("below 35", "35 to 50", "above 50")
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
     """What a network says of N videos.
@@ -131,7 +132,9 @@ def difference(metric: Callable[[FloatArray, FloatArray], float], ours: Answers,
     """
     _require_same(ours, theirs)
     truth, rows = ours.truth_percent, patient_draws(ours.patients, draws=DRAWS, seed=0)
-    values = [metric(truth[each], ours.ef_percent[each]) - metric(truth[each], theirs.ef_percent[each]) for each in rows]
+    values = [
+        metric(truth[each], ours.ef_percent[each]) - metric(truth[each], theirs.ef_percent[each]) for each in rows
+    ]
     low, high = np.percentile(values, [2.5, 97.5])
     value = metric(truth, ours.ef_percent) - metric(truth, theirs.ef_percent)
     return Measured(value=value, low=float(low), high=float(high))

@@ -10,7 +10,7 @@ Source: Selvaraju et al., "Grad-CAM", ICCV 2017, with the ejection fraction for 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class _Watched:
         self._module = module
         self.output: Tensor
 
-    def __enter__(self) -> _Watched:
+    def __enter__(self) -> Self:
         self._handle = self._module.register_forward_hook(self._keep)
         return self
 

@@ -30,7 +30,9 @@ _DPI = 100
 def overlay(clip_TSS: Frames, attention: Attention) -> Frames:
     """Return the clip in colour, uint8 [T, S, S, 3], the attention laid over it; where there is none it stays grey."""
     grey_TSS3 = np.repeat(clip_TSS[..., None].astype(np.float64), 3, axis=-1)
-    raises, lowers = (_STRENGTH * part[..., None].astype(np.float64) for part in (attention.raises_TSS, attention.lowers_TSS))
+    raises, lowers = (
+        _STRENGTH * part[..., None].astype(np.float64) for part in (attention.raises_TSS, attention.lowers_TSS)
+    )
     kept = np.clip(1 - raises - lowers, 0, 1)
     return np.asarray(np.clip(np.rint(kept * grey_TSS3 + raises * _RAISES + lowers * _LOWERS), 0, 255), np.uint8)
 

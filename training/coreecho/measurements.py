@@ -78,14 +78,18 @@ def _require_comparable(outcomes: Sequence[Outcome]) -> None:
         seen.add((outcome.model, outcome.seed))
         for domain, answers in outcome.domains.items():
             if keys.setdefault((outcome.seed, domain), answers.keys) != answers.keys:
-                raise ValueError(f"{outcome.model}, seed {outcome.seed}: other {domain} videos than the models before it")
+                raise ValueError(
+                    f"{outcome.model}, seed {outcome.seed}: other {domain} videos than the models before it"
+                )
 
 
 def _model(outcomes: Sequence[Outcome]) -> Document:
     return {
         "model": outcomes[0].model,
         "seeds": [outcome.seed for outcome in outcomes],
-        "domains": {domain: _domain([outcome.domains[domain] for outcome in outcomes]) for domain in outcomes[0].domains},
+        "domains": {
+            domain: _domain([outcome.domains[domain] for outcome in outcomes]) for domain in outcomes[0].domains
+        },
         "seconds": {"mean": float(np.mean([outcome.seconds for outcome in outcomes]))},
         "notes": list(dict.fromkeys(note for outcome in outcomes for note in outcome.notes)),
     }
@@ -97,7 +101,9 @@ def _domain(answers: Sequence[Answers]) -> Document:
     return {
         **{metric: _summary([each[metric]["value"] for each in of_seeds]) for metric in METRICS},
         "mae_by_bin": {
-            name: _summary([each["mae_by_bin"][name]["value"] for each in of_seeds if each["mae_by_bin"][name]["videos"]])
+            name: _summary(
+                [each["mae_by_bin"][name]["value"] for each in of_seeds if each["mae_by_bin"][name]["videos"]]
+            )
             for name in bins
         },
         "clip_sd_median": _summary([each["clip_sd_median"] for each in of_seeds]),

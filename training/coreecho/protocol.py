@@ -165,13 +165,10 @@ def _made(  # noqa: PLR0913, PLR0917 - as above
         progress=lambda text: progress(f"seed {seed} {name}: {text}"),
     )
     network = trained.network.to(protocol.device)
-    domains = {
-        domain: answers_of(network, part, own, device=protocol.device) for domain, part in videos.tests.items()
-    }
+    domains = {domain: answers_of(network, part, own, device=protocol.device) for domain, part in videos.tests.items()}
     if protocol.all_clips:
         domains |= {
             domain + _ALL: answers_of(network, part, own, clips="all", device=protocol.device)
             for domain, part in videos.tests.items()
         }
     return Outcome(model=name, seed=seed, domains=domains, seconds=trained.seconds)
-

@@ -134,16 +134,16 @@ def _videos(options: StudyOptions, run: AnyEchoRun, progress: Progress) -> Calla
         opened = SeedVideos.of(echonet(options.data, run, stores, workers=options.workers, progress=progress))
         return lambda _seed: opened
     sizes, workers = options.sizes, options.workers
-    return lambda seed: SeedVideos.of(
-        study_phantoms(run, seed, sizes, stores, workers=workers, progress=progress)
-    )
+    return lambda seed: SeedVideos.of(study_phantoms(run, seed, sizes, stores, workers=workers, progress=progress))
 
 
 def _comparison(options: StudyOptions, protocol: Protocol, videos: SeedVideos) -> Comparison:
     phantoms = options.data is None
     sizes = (len(videos.train.keys), len(videos.validation.keys), len(videos.tests["in_domain"].keys))
     return Comparison(
-        data_set="digital phantoms, another set for each seed; out-of-domain: other scanners" if phantoms else "EchoNet-Dynamic",
+        data_set="digital phantoms, another set for each seed; out-of-domain: other scanners"
+        if phantoms
+        else "EchoNet-Dynamic",
         caution=_PHANTOMS if phantoms else _PATIENTS,
         sizes=sizes,
         command=options.command,

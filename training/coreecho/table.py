@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from training.coreecho.evaluation import BINS
-from training.coreecho.measurements import Document
+from training.coreecho.measurements import METRICS, Document
 
 
 class Published(NamedTuple):
@@ -74,7 +74,7 @@ def _header(measured: Document) -> str:
 
 def _main(measured: Document) -> str:
     rows = [
-        [model["model"], _WORDS.get(domain, domain), *(_value(numbers, metric) for metric in ("mae", "rmse", "r2", "slope", "order"))]
+        [model["model"], _WORDS.get(domain, domain), *(_value(numbers, metric) for metric in METRICS)]
         for model in measured["models"]
         for domain, numbers in model["domains"].items()
     ]
@@ -126,11 +126,21 @@ def _differences(measured: Document) -> str:
         return ""
     first = measured["models"][0]["model"]
     rows = [
-        [each["less"], _WORDS.get(each["domain"], each["domain"]), str(each["seed"]), _interval(each["mae"]), _interval(each["order"], 3)]
+        [
+            each["less"],
+            _WORDS.get(each["domain"], each["domain"]),
+            str(each["seed"]),
+            _interval(each["mae"]),
+            _interval(each["order"], 3),
+        ]
         for each in measured["differences"]
     ]
-    words = f"{first} less the other method, on the same draws of the same patients. Below 0 in MAE, above 0 in order: {first} is better."
-    return "## Differences\n\n" + words + "\n\n" + markdown_table(("less", "test set", "seed", "MAE", "Spearman of distances"), rows)
+    words = (
+        f"{first} less the other method, on the same draws of the same patients. Below 0 in MAE, above 0 in the order: "
+        f"{first} is better."
+    )
+    head = ("less", "test set", "seed", "MAE", "Spearman of distances")
+    return "## Differences\n\n" + words + "\n\n" + markdown_table(head, rows)
 
 
 def _interval(found: Document, digits: int = 2) -> str:
@@ -139,7 +149,11 @@ def _interval(found: Document, digits: int = 2) -> str:
 
 def _published(measured: Document) -> str:
     ours = [
-        [f"**ours: {model['model']}**", _WORDS.get(domain, domain), *(_plain(numbers, metric) for metric in ("mae", "rmse", "r2"))]
+        [
+            f"**ours: {model['model']}**",
+            _WORDS.get(domain, domain),
+            *(_plain(numbers, metric) for metric in ("mae", "rmse", "r2")),
+        ]
         for model in measured["models"]
         for domain, numbers in model["domains"].items()
         if domain.startswith("in_domain")
@@ -149,7 +163,9 @@ def _published(measured: Document) -> str:
         "The published rows are of the test videos of EchoNet-Dynamic (patients). Ours are of the data set named at the top: "
         "only where that is EchoNet-Dynamic are they to be compared."
     )
-    return "## Published numbers beside ours\n\n" + words + "\n\n" + markdown_table(head, [*map(list, PUBLISHED), *ours])
+    return (
+        "## Published numbers beside ours\n\n" + words + "\n\n" + markdown_table(head, [*map(list, PUBLISHED), *ours])
+    )
 
 
 def _plain(numbers: Document, metric: str) -> str:

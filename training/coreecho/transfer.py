@@ -70,7 +70,7 @@ def rows_of(folds: Sequence[tuple[Sequence[str], Sequence[str]]], keys: Sequence
     ]
 
 
-def cross_validated(  # noqa: PLR0913 - a network, data, how it goes on, and where it is kept
+def cross_validated(  # noqa: PLR0913, PLR0917 - a network, data, how it goes on, and where it is kept
     network: nn.Module,
     run: AnyEchoRun,
     videos: Videos,

@@ -105,7 +105,12 @@ def _camus(job: _Job, root: Path) -> dict[str, Any]:
     videos = camus(root, job.run, job.out / "stores", workers=job.options.workers, progress=job.progress)
     folds = rows_of(sorted_folds(videos.keys, CAMUS_FOLDS), videos.keys)
     given = _answered(job, videos, videos.ef_percent, folds, "ef")
-    return {"data_set": "camus", "model": name_of(job.run), "mode": job.mode, **ef_result(videos, videos.ef_percent, given)}
+    return {
+        "data_set": "camus",
+        "model": name_of(job.run),
+        "mode": job.mode,
+        **ef_result(videos, videos.ef_percent, given),
+    }
 
 
 def _hmc_qu(job: _Job, root: Path) -> dict[str, Any]:

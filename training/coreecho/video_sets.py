@@ -39,7 +39,7 @@ class Parts:
     other_scanner: StoreVideos | None = None
 
 
-def study_phantoms(
+def study_phantoms(  # noqa: PLR0913 - which hearts, and how they are made
     run: AnyEchoRun, seed: int, sizes: tuple[int, int, int], stores: Path, *, workers: int, progress: Progress
 ) -> Parts:
     """Return the digital hearts of one seed of the comparison; hearts that the preprocessing refuses are left out."""

@@ -14,7 +14,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from training.coreecho.clips import Starts, Video, all_starts, cut, evenly_picked, fixed_starts, two_view_batch
+from training.coreecho.clips import (
+    Sampling,
+    Starts,
+    Video,
+    all_starts,
+    cut,
+    evenly_picked,
+    fixed_starts,
+    two_view_batch,
+)
 from training.coreecho.config import AnyEchoRun
 from training.data.clip_store import ClipStore
 
@@ -100,15 +109,9 @@ class StoreVideos:
 
 def training_clips(videos: Videos, rows: Rows, run: AnyEchoRun, *, views: int, epoch: int) -> Clips:
     """Return random, shifted clips, uint8 [views x videos, 1, T, S, S]: view 1 of all stands before view 2."""
-    drawn_VBTSS = two_view_batch(
-        [videos.video(int(row)) for row in rows],
-        [int(row) for row in rows],
-        run.clips,
-        seed=run.seed,
-        epoch=epoch,
-        translation_px=run.translation_px,
-        views=views,
-    )
+    sampling = Sampling(shape=run.clips, seed=run.seed, translation_px=run.translation_px, views=views)
+    numbers = [int(row) for row in rows]
+    drawn_VBTSS = two_view_batch([videos.video(row) for row in numbers], numbers, sampling, epoch=epoch)
     return drawn_VBTSS.reshape(-1, 1, *drawn_VBTSS.shape[2:])
 
 

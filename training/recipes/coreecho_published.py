@@ -23,9 +23,7 @@ def recipe() -> CoReEchoRun:
     return replace(
         small,
         recipe="coreecho_published",
-        data=replace(
-            small.data, preprocess=coreecho_small.preprocess(size_px=encoder.size_px, frames=encoder.frames)
-        ),
+        data=replace(small.data, preprocess=coreecho_small.preprocess(size_px=encoder.size_px, frames=encoder.frames)),
         encoder=encoder,
         clips=ClipShape(frames=encoder.frames, period_frames=4),
         translation_px=6,

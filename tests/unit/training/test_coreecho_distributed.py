@@ -44,7 +44,9 @@ def _one_of_two(rank: int, rendezvous: str, out: str) -> None:
     loss = contrast_loss(encoder(views[mine]), labels[mine], 1.0)
     loss.backward()
     total = summed(torch.tensor([float(rank + 1)]))
-    torch.save({"loss": loss.detach(), "gradients": _gradients(encoder), "rows": rows, "sum": total}, f"{out}/{rank}.pt")
+    torch.save(
+        {"loss": loss.detach(), "gradients": _gradients(encoder), "rows": rows, "sum": total}, f"{out}/{rank}.pt"
+    )
     dist.destroy_process_group()
 
 

@@ -49,7 +49,9 @@ def test_the_numbers_are_those_of_their_definitions() -> None:
     assert found["mae"]["value"] == pytest.approx(np.abs(error).mean(), abs=1e-4)
     assert found["rmse"]["value"] == pytest.approx(np.sqrt((error**2).mean()), abs=1e-4)
     assert found["r2"]["value"] == pytest.approx(1 - error.var() / answers.truth_percent.var(), abs=0.01)
-    assert found["slope"]["value"] == pytest.approx(np.polyfit(answers.truth_percent, answers.ef_percent, 1)[0], abs=1e-4)
+    assert found["slope"]["value"] == pytest.approx(
+        np.polyfit(answers.truth_percent, answers.ef_percent, 1)[0], abs=1e-4
+    )
     pairs = pdist(answers.embeddings_NE), pdist(answers.truth_percent[:, None])
     assert found["order"]["value"] == pytest.approx(spearmanr(*pairs).statistic, abs=1e-4)
     for name in ("mae", "rmse", "r2", "slope", "order"):

@@ -174,7 +174,9 @@ def test_an_explanation_is_a_folder_of_pictures(tmp_path: Path) -> None:
 def test_the_shown_videos_span_the_ejection_fractions(tmp_path: Path) -> None:
     """Two shown of six: the lowest and the highest true value."""
     videos = discs(6, seed=2)
-    written = draw_explanation(tiny_baseline(), EndToEndNet(TinyEncoder()), (discs(8, seed=1), videos), tmp_path, shown=2)
+    written = draw_explanation(
+        tiny_baseline(), EndToEndNet(TinyEncoder()), (discs(8, seed=1), videos), tmp_path, shown=2
+    )
     shown = {path.name.removesuffix("-nearest.png") for path in written if path.name.endswith("nearest.png")}
     extremes = {videos.keys[int(pick(videos.ef_percent))] for pick in (np.argmin, np.argmax)}
     assert shown == extremes

@@ -97,7 +97,7 @@ def test_a_baseline_ends_the_same_when_it_was_killed_between_curve_and_checkpoin
 
 def test_no_gradient_of_the_regression_reaches_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a contrast that is constant, a step of stage 1 moves the regressor and leaves the encoder's weights."""
-    run, before, after = _one_step(monkeypatch, contrast=lambda rows, _labels, *, temperature: 0.0 * rows.sum())
+    run, before, after = _one_step(monkeypatch, contrast=lambda rows, _labels, **_given: 0.0 * rows.sum())
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(name.startswith("regressor.") for name in moved)
     # Weight decay alone moves weights by rate x decay; any gradient moves them by the rate.
@@ -202,7 +202,7 @@ def test_the_network_is_that_of_the_smallest_validation_error(tmp_path: Path, mo
 def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in either loss of stage 1 leaves encoder and regressor as they were."""
     if part == "contrast":
-        monkeypatch.setattr(stages, "rank_n_contrast_loss", lambda rows, _labels, *, temperature: rows.sum() * np.nan)
+        monkeypatch.setattr(stages, "rank_n_contrast_loss", lambda rows, _labels, **_given: rows.sum() * np.nan)
     else:
         monkeypatch.setattr(stages.functional, "l1_loss", lambda given, _truth: given.sum() * np.inf)
     run = tiny_run()
@@ -298,7 +298,7 @@ def test_the_contrast_of_many_clips_takes_the_fast_form(monkeypatch: pytest.Monk
     """Up to 256 clips every pair is compared at once; more go through the sorted form."""
     called = []
     for name in ("rank_n_contrast_loss", "rank_n_contrast_loss_sorted"):
-        monkeypatch.setattr(stages, name, lambda *_given, name=name, temperature: called.append(name))
+        monkeypatch.setattr(stages, name, lambda *_given, name=name, **_more: called.append(name))
     for count in (256, 257):
         stages.contrast_loss(torch.zeros(count, 2), torch.zeros(count), 1.0)
     assert called == ["rank_n_contrast_loss", "rank_n_contrast_loss_sorted"]

@@ -22,9 +22,7 @@ FOLDS = rows_of(sorted_folds(VIDEOS.keys, 3), VIDEOS.keys)
 
 
 def _config(mode: str, task: str = "ef") -> TransferConfig:
-    return TransferConfig(
-        mode=mode, task=task, epochs=2, batch_videos=4, learning_rate=1e-2, weight_decay=0.0, seed=5
-    )
+    return TransferConfig(mode=mode, task=task, epochs=2, batch_videos=4, learning_rate=1e-2, weight_decay=0.0, seed=5)
 
 
 def _network() -> nn.Module:
