@@ -136,6 +136,14 @@ def test_embeddings_far_apart_stay_finite(loss: Loss) -> None:
 
 
 @both_forms
+def test_embeddings_far_from_the_origin_keep_their_distances(loss: Loss) -> None:
+    """An offset of 1000 that all share costs no digit of the distances: they are not made from squared lengths."""
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(32, 8) + 1000.0, torch.arange(32.0)
+    assert loss(embeddings, labels).item() == pytest.approx(loss(embeddings.double(), labels).item(), rel=1e-5)
+
+
+@both_forms
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_32_bits(loss: Loss, dtype: torch.dtype) -> None:
     """Embeddings of 16 bits give the loss of the same numbers in 32, also inside autocast; gradients come back in 16."""
