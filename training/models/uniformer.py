@@ -145,8 +145,10 @@ class Attention(nn.Module):
 
     def forward(self, tokens_BNC: Tensor) -> Tensor:
         """Return the same shape."""
-        qkv = self.qkv(tokens_BNC).unflatten(2, (3, self.heads, -1))  # [B, N, 3, heads, head width]
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, head width]
+        query, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, heads, N, head width]
+            for part in self.qkv(tokens_BNC).chunk(3, dim=2)
+        )
         seen = functional.scaled_dot_product_attention(query, key, value)
         return self.drop(self.proj(seen.transpose(1, 2).flatten(2)))
 
@@ -202,9 +204,7 @@ class UniFormer(nn.Module):
 
     published_names: ClassVar[PublishedNames] = PublishedNames(body="", file_head="head")
 
-    def __init__(
-        self, shape: UniFormerShape, *, outputs: int = 1, start_percent: float = MEAN_EF_PERCENT
-    ) -> None:
+    def __init__(self, shape: UniFormerShape, *, outputs: int = 1, start_percent: float = MEAN_EF_PERCENT) -> None:
         super().__init__()
         self.shape = shape
         first, second, third, last = shape.widths
