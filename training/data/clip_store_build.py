@@ -146,8 +146,8 @@ class _Unfinished:
     @property
     def frames(self) -> int:
         """Frames of all videos."""
-        last = self.videos[-1:]
-        return sum(int(video["first_frame"] + video["frames"]) for video in last)
+        ends = (line["first_frame"] + line["frames"] for line in reversed(self.lines) if "reason" not in line)
+        return int(next(ends, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
