@@ -18,7 +18,7 @@ from training.coreecho.config import AnyEchoRun, CoReEchoRun, EchoRun
 from training.enf.config import EnfRun
 from training.signature import input_spec
 
-_DEPTH = 2
+_DEPTH = 3
 AnyRun = RunConfig | EnfRun | AnyEchoRun
 
 
@@ -30,7 +30,7 @@ def summary(config: AnyRun) -> dict[str, Any]:
 
 
 def layers(network: nn.Module, inputs: Tensor | None) -> list[dict[str, Any]]:
-    """Return the modules down to the second level with type, output shape and parameter count, in the order of the network.
+    """Return the modules down to the third level with type, output shape and parameter count, in the order of the network.
 
     Args:
         network: on the "meta" device.

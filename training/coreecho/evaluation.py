@@ -22,9 +22,17 @@ from training.metrics import Measured, calibration_slope, mean_absolute_error, r
 FloatArray = NDArray[np.float64]
 Clips = Literal["fixed", "all"]
 
-DRAWS = 10_000
-ORDER_DRAWS = 1000
-"""A draw of the ordering ranks all pairs of videos: a hundred times the work of a draw of the errors."""
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How often patients are drawn for an interval; a draw for the order ranks all pairs, a hundred times the work."""
+
+    errors: int = 10_000
+    order: int = 1000
+
+
+PUBLISHED_DRAWS = Draws()
+"""10,000 as EchoNet-Dynamic and EchoCoTr draw for their errors."""
 
 BINS = ("below 35", "35 to 50", "above 50")
 
@@ -60,10 +68,10 @@ class Answers:
             raise ValueError("answers hold a number that is not finite; expected a number for every video")
 
 
-def measured(answers: Answers, *, draws: int = DRAWS, order_draws: int = ORDER_DRAWS, seed: int = 0) -> dict[str, Any]:
+def measured(answers: Answers, draws: Draws = PUBLISHED_DRAWS, *, seed: int = 0) -> dict[str, Any]:
     """Return every number of the evaluation, each as value, low and high of its 95 % interval, ready for JSON."""
     truth, given = answers.truth_percent, answers.ef_percent
-    rows = patient_draws(answers.patients, draws=draws, seed=seed)
+    rows = patient_draws(answers.patients, draws=draws.errors, seed=seed)
     metrics: dict[str, Callable[[FloatArray, FloatArray], float]] = {
         "mae": mean_absolute_error,
         "rmse": root_mean_square_error,
@@ -71,8 +79,8 @@ def measured(answers: Answers, *, draws: int = DRAWS, order_draws: int = ORDER_D
         "slope": calibration_slope,
     }
     found: dict[str, Any] = {name: over_draws(metric, truth, given, rows).as_dict() for name, metric in metrics.items()}
-    found["mae_by_bin"] = {name: _of_bin(answers, index, draws, seed) for index, name in enumerate(BINS)}
-    found["order"] = order_by_ef(answers, draws=order_draws, seed=seed).as_dict()
+    found["mae_by_bin"] = {name: _of_bin(answers, index, draws.errors, seed) for index, name in enumerate(BINS)}
+    found["order"] = order_by_ef(answers, draws=draws.order, seed=seed).as_dict()
     found["clip_sd_median"] = float(np.median(answers.clip_sd_percent))
     return {"videos": len(truth), "patients": len(set(answers.patients)), **found}
 
@@ -124,14 +132,20 @@ def over_draws(
 _OF_ERRORS = (mean_absolute_error, root_mean_square_error)
 
 
-def difference(metric: Callable[[FloatArray, FloatArray], float], ours: Answers, theirs: Answers) -> Measured:
+def difference(
+    metric: Callable[[FloatArray, FloatArray], float],
+    ours: Answers,
+    theirs: Answers,
+    *,
+    draws: int = PUBLISHED_DRAWS.errors,
+) -> Measured:
     """Return metric of ours less metric of theirs, on the same draws of the same patients.
 
     Raises:
         ValueError: the answers are of other videos.
     """
     _require_same(ours, theirs)
-    truth, rows = ours.truth_percent, patient_draws(ours.patients, draws=DRAWS, seed=0)
+    truth, rows = ours.truth_percent, patient_draws(ours.patients, draws=draws, seed=0)
     values = [
         metric(truth[each], ours.ef_percent[each]) - metric(truth[each], theirs.ef_percent[each]) for each in rows
     ]
@@ -140,7 +154,7 @@ def difference(metric: Callable[[FloatArray, FloatArray], float], ours: Answers,
     return Measured(value=value, low=float(low), high=float(high))
 
 
-def order_by_ef(answers: Answers, *, draws: int = ORDER_DRAWS, seed: int = 0) -> Measured:
+def order_by_ef(answers: Answers, *, draws: int = PUBLISHED_DRAWS.order, seed: int = 0) -> Measured:
     """Return the rank correlation of embedding distance and distance in ejection fraction, over all pairs of videos.
 
     Two videos of one patient are no pair, so a patient who is drawn twice does not bring pairs of distance 0.
@@ -152,7 +166,7 @@ def order_by_ef(answers: Answers, *, draws: int = ORDER_DRAWS, seed: int = 0) ->
     return Measured(value=pairs.correlation(np.arange(len(answers.keys))), low=float(low), high=float(high))
 
 
-def order_difference(ours: Answers, theirs: Answers, *, draws: int = ORDER_DRAWS, seed: int = 0) -> Measured:
+def order_difference(ours: Answers, theirs: Answers, *, draws: int = PUBLISHED_DRAWS.order, seed: int = 0) -> Measured:
     """Return the rank correlation of ours less that of theirs, on the same draws of the same patients."""
     _require_same(ours, theirs)
     first, second = _Pairs.of(ours), _Pairs.of(theirs)

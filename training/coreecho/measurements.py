@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from training.coreecho.evaluation import Answers, difference, measured, order_difference
+from training.coreecho.evaluation import (
+    PUBLISHED_DRAWS,
+    Answers,
+    Draws,
+    difference,
+    measured,
+    order_difference,
+)
 from training.metrics import mean_absolute_error
 
 Document = dict[str, Any]
@@ -48,7 +55,7 @@ class Comparison:
     settings: tuple[str, ...] = field(default=())
 
 
-def document(outcomes: Sequence[Outcome], comparison: Comparison) -> Document:
+def document(outcomes: Sequence[Outcome], comparison: Comparison, draws: Draws = PUBLISHED_DRAWS) -> Document:
     """Return every number of the comparison, models in the order of their first outcome.
 
     Raises:
@@ -62,8 +69,8 @@ def document(outcomes: Sequence[Outcome], comparison: Comparison) -> Document:
     return {
         "comparison": asdict(comparison) | {"settings": list(comparison.settings), "sizes": list(comparison.sizes)},
         "seeds": sorted({outcome.seed for outcome in outcomes}),
-        "models": [_model(group) for group in ordered],
-        "differences": _differences(ordered),
+        "models": [_model(group, draws) for group in ordered],
+        "differences": _differences(ordered, draws),
     }
 
 
@@ -83,20 +90,20 @@ def _require_comparable(outcomes: Sequence[Outcome]) -> None:
                 )
 
 
-def _model(outcomes: Sequence[Outcome]) -> Document:
+def _model(outcomes: Sequence[Outcome], draws: Draws) -> Document:
     return {
         "model": outcomes[0].model,
         "seeds": [outcome.seed for outcome in outcomes],
         "domains": {
-            domain: _domain([outcome.domains[domain] for outcome in outcomes]) for domain in outcomes[0].domains
+            domain: _domain([outcome.domains[domain] for outcome in outcomes], draws) for domain in outcomes[0].domains
         },
         "seconds": {"mean": float(np.mean([outcome.seconds for outcome in outcomes]))},
         "notes": list(dict.fromkeys(note for outcome in outcomes for note in outcome.notes)),
     }
 
 
-def _domain(answers: Sequence[Answers]) -> Document:
-    of_seeds = [measured(each) for each in answers]
+def _domain(answers: Sequence[Answers], draws: Draws) -> Document:
+    of_seeds = [measured(each, draws) for each in answers]
     bins = list(of_seeds[0]["mae_by_bin"])
     return {
         **{metric: _summary([each[metric]["value"] for each in of_seeds]) for metric in METRICS},
@@ -119,15 +126,17 @@ def _summary(values: Sequence[float]) -> Document:
     }
 
 
-def _differences(models: Sequence[Sequence[Outcome]]) -> list[Document]:
+def _differences(models: Sequence[Sequence[Outcome]], draws: Draws) -> list[Document]:
     """First model less each other, seed by seed on the same draws of patients."""
     return [
         {
             "less": theirs.model,
             "seed": ours.seed,
             "domain": domain,
-            "mae": difference(mean_absolute_error, ours.domains[domain], theirs.domains[domain]).as_dict(),
-            "order": order_difference(ours.domains[domain], theirs.domains[domain]).as_dict(),
+            "mae": difference(
+                mean_absolute_error, ours.domains[domain], theirs.domains[domain], draws=draws.errors
+            ).as_dict(),
+            "order": order_difference(ours.domains[domain], theirs.domains[domain], draws=draws.order).as_dict(),
         }
         for group in models[1:]
         for theirs in group

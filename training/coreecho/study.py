@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.coreecho.config import AnyEchoRun, CoReEchoRun, with_weights
+from training.coreecho.evaluation import PUBLISHED_DRAWS, Draws
 from training.coreecho.explained import draw_explanations
 from training.coreecho.measurements import Comparison, document
 from training.coreecho.protocol import (
@@ -51,6 +52,7 @@ class StudyOptions:
         workers: processes that read or render videos.
         device: of training, such as ``cuda``.
         command: as it stands in the table.
+        draws: of patients, for the intervals.
     """
 
     recipe: str
@@ -67,6 +69,7 @@ class StudyOptions:
     workers: int
     device: str
     command: str
+    draws: Draws = PUBLISHED_DRAWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ def run_study(options: StudyOptions, progress: Progress) -> Study:
     protocol = _protocol(options, progress)
     outcomes = compare(protocol, options.out, progress)
     videos = protocol.videos(protocol.seeds[0])
-    measured = document(outcomes, _comparison(options, protocol, videos))
+    measured = document(outcomes, _comparison(options, protocol, videos), options.draws)
     networks = {name_of(run): _network(run, protocol, videos, options.out) for run in protocol.runs}
     transferred = transfer_numbers(options.transfer, protocol.runs, networks, options.out, progress)
     found = requirements(measured, phantoms=options.data is None)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.coreecho.config import AnyEchoRun
-from training.coreecho.evaluation import DRAWS, over_draws, patient_draws
+from training.coreecho.evaluation import PUBLISHED_DRAWS, over_draws, patient_draws
 from training.coreecho.networks import embedding_width, freeze
 from training.coreecho.videos import Videos, fixed_clips, training_clips
 from training.loop import NonFiniteLossError
@@ -206,7 +206,7 @@ def _of_quality(videos: Videos, truth: FloatArray, given: FloatArray, qualities:
     rows = np.flatnonzero(np.isin(np.asarray(videos.qualities), qualities))
     if len(rows) < 3:
         return {"videos": len(rows)}
-    drawn = patient_draws([videos.patients[row] for row in rows], draws=DRAWS, seed=0)
+    drawn = patient_draws([videos.patients[row] for row in rows], draws=PUBLISHED_DRAWS.errors, seed=0)
     return {
         "videos": len(rows),
         "correlation": over_draws(_pearson, truth[rows], given[rows], drawn).as_dict(),

@@ -14,6 +14,7 @@ from training.coreecho.answers import answers_of
 from training.coreecho.clips import all_starts, fixed_starts
 from training.coreecho.evaluation import (
     Answers,
+    Draws,
     bin_of,
     difference,
     measured,
@@ -44,7 +45,7 @@ def _answers(count: int = 40, *, noise: float = 4.0, order: float = 1.0, seed: i
 def test_the_numbers_are_those_of_their_definitions() -> None:
     """MAE, RMSE, R2, slope, order and bins are what numpy and scipy say, each inside its interval."""
     answers = _answers()
-    found = measured(answers, draws=300, order_draws=50)
+    found = measured(answers, Draws(errors=300, order=50))
     error = answers.ef_percent - answers.truth_percent
     assert found["mae"]["value"] == pytest.approx(np.abs(error).mean(), abs=1e-4)
     assert found["rmse"]["value"] == pytest.approx(np.sqrt((error**2).mean()), abs=1e-4)
@@ -69,7 +70,7 @@ def test_the_middle_bin_holds_its_borders() -> None:
 def test_an_empty_bin_says_so() -> None:
     """Hearts above 50 percent only: the other bins have no video and no number."""
     answers = replace(_answers(), truth_percent=np.linspace(51, 70, 40))
-    assert measured(answers, draws=10, order_draws=5)["mae_by_bin"]["below 35"] == {"videos": 0}
+    assert measured(answers, Draws(errors=10, order=5))["mae_by_bin"]["below 35"] == {"videos": 0}
 
 
 def test_the_videos_of_a_patient_are_drawn_together() -> None:
@@ -97,7 +98,7 @@ def test_more_videos_of_the_same_patients_do_not_narrow_the_interval() -> None:
         clip_sd_percent=np.tile(once.clip_sd_percent, 4),
         embeddings_NE=np.tile(once.embeddings_NE, (4, 1)),
     )
-    single, multiple = (measured(each, draws=500, order_draws=5)["mae"] for each in (once, four))
+    single, multiple = (measured(each, Draws(errors=500, order=5))["mae"] for each in (once, four))
     assert multiple == pytest.approx(single)
 
 
