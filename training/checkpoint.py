@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 _NAME = "checkpoint.safetensors"
 _META_NAME = "checkpoint.json"
 
-Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
+Optimizers: TypeAlias = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
 """One optimiser, or several by name."""
 
 

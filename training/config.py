@@ -13,7 +13,7 @@ import json
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pydantic
 
@@ -113,7 +113,7 @@ class RunConfig:
 
 
 if TYPE_CHECKING:
-    AnyRun = RunConfig | EnfRun | AnyEchoRun
+    AnyRun: TypeAlias = RunConfig | EnfRun | AnyEchoRun
 
 
 def load_recipe(name: str) -> AnyRun:

@@ -7,7 +7,7 @@ Letters: B clips, T frames, S pixels, E width of the embedding.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from training.models.ef_regressor import EfRegressor
 from training.models.r2plus1d import R2Plus1d
 from training.models.uniformer import UniFormer
 
-EchoNetwork = nn.Module
+EchoNetwork: TypeAlias = nn.Module
 """Clip uint8 [B, 1, T, S, S] to ``ef`` [B, 1] and ``embedding`` [B, E]; ``encoder`` is part of it."""
 
 

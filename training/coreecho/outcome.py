@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,8 @@ def write_outcome(file: Path, outcome: Outcome, made_from: str) -> None:
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **{_ABOUT: np.asarray(json.dumps(about)), **arrays})
+    stored: dict[str, Any] = {_ABOUT: np.asarray(json.dumps(about)), **arrays}
+    np.savez_compressed(partial, **stored)
     partial.replace(file)
 
 
@@ -59,6 +61,6 @@ def read_outcome(file: Path) -> Outcome:
 
 
 def _answers(stored: np.lib.npyio.NpzFile, domain: str) -> Answers:
-    found = {item.name: stored[f"{domain}.{item.name}"] for item in fields(Answers)}
-    words = {name: tuple(str(each) for each in found.pop(name)) for name in ("keys", "patients")}
-    return Answers(**words, **found)
+    found: dict[str, Any] = {item.name: stored[f"{domain}.{item.name}"] for item in fields(Answers)}
+    words = {name: tuple(str(each) for each in found[name]) for name in ("keys", "patients")}
+    return Answers(**(found | words))

@@ -52,13 +52,33 @@ class Losses:
 class Stage(Protocol):
     """A part of a run: what is stepped, on how many clips, for how long."""
 
-    name: str
-    number: int
-    epochs: int
-    batch_videos: int
-    views: int
-    schedule: StepSchedule
-    optimizers: Mapping[str, torch.optim.Optimizer]
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+
+    @property
+    def number(self) -> int:
+        """Sets its random numbers apart."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the videos."""
+
+    @property
+    def batch_videos(self) -> int:
+        """Of all processes together."""
+
+    @property
+    def views(self) -> int:
+        """Clips of a video in a batch."""
+
+    @property
+    def schedule(self) -> StepSchedule:
+        """Of every optimiser."""
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """By the name of what they step."""
 
     def begin_epoch(self) -> None:
         """Put every part into training or evaluation mode."""

@@ -203,7 +203,7 @@ def ef_result(videos: Videos, truth: FloatArray, given: FloatArray) -> dict[str,
 
 
 def _of_quality(videos: Videos, truth: FloatArray, given: FloatArray, qualities: tuple[str, ...]) -> dict[str, Any]:
-    rows = np.flatnonzero(np.isin(np.asarray(videos.qualities), qualities))
+    rows = np.flatnonzero(np.isin(np.asarray(videos.qualities), qualities)).tolist()
     if len(rows) < 3:
         return {"videos": len(rows)}
     drawn = patient_draws([videos.patients[row] for row in rows], draws=PUBLISHED_DRAWS.errors, seed=0)
