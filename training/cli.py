@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _PRESENT = click.Path(file_okay=False, exists=True, path_type=Path)
+_FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
 _COUNT = click.IntRange(min=1)
 
 
@@ -92,11 +93,20 @@ def _config(recipe: str, *, hearts: int | None, epochs: int | None) -> AnyRun:
 
 @main.command()
 @run_options
-def train(run: RunOptions) -> None:
+@click.option("--data", type=_PRESENT, help="Recipes on clips: folder of EchoNet-Dynamic; digital phantoms without.")
+@click.option("--weights", type=_FILE, help="Recipes on clips: published weights of Kinetics-400 to start from.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Recipes on clips: such as cuda; torchrun uses several."
+)
+def train(run: RunOptions, data: Path | None, weights: Path | None, device: str) -> None:
     """Train RECIPE; where it was interrupted, continue."""
-    from training.release import train_run
+    from training.release import ClipTraining, train_run
 
-    click.echo(train_run(run.config, run.out, workers=run.workers, threads=run.threads))
+    options = ClipTraining(data=data, weights=weights, device=device)
+    try:
+        click.echo(train_run(run.config, run.out, workers=run.workers, threads=run.threads, clips=options))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()

@@ -11,7 +11,7 @@ import torch
 
 from training.config import RunConfig
 from training.coreecho.config import AnyEchoRun, EchoRun
-from training.coreecho.release import evaluate_echo, release_echo, train_echo_run
+from training.coreecho.release import ON_PHANTOMS, ClipTraining, evaluate_echo, release_echo, train_echo_run
 from training.data.heart_arrays import HeartArrays, heart_arrays
 from training.data.splits import Split, split_hearts
 from training.enf.config import EnfRun
@@ -25,10 +25,19 @@ ARRAYS_FOLDER = "arrays"
 AnyRun = RunConfig | EnfRun | AnyEchoRun
 
 
-def train_run(config: AnyRun, out: Path, *, workers: int, threads: int) -> Path:
-    """Train a run below ``out`` and return its folder."""
+__all__ = ["ClipTraining", "evaluate_run", "release_run", "run_folder", "train_run"]
+
+
+def train_run(config: AnyRun, out: Path, *, workers: int, threads: int, clips: ClipTraining = ON_PHANTOMS) -> Path:
+    """Train a run below ``out`` and return its folder.
+
+    Raises:
+        ValueError: a data set, weights or a device for a run that is not on clips.
+    """
     if isinstance(config, EchoRun):
-        return train_echo_run(config, out, workers=workers, threads=threads)
+        return train_echo_run(config, out, clips, workers=workers, threads=threads)
+    if clips != ON_PHANTOMS:
+        raise ValueError(f"{config.recipe} is no recipe on clips; leave out the data set, the weights and the device")
     if isinstance(config, EnfRun):
         return train_enf(config, out, workers=workers, threads=threads)
     torch.set_num_threads(threads)

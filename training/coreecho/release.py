@@ -5,15 +5,16 @@ The network is trained on videos and released on what the serving path prepares:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import torch
 
-from training.coreecho.config import AnyEchoRun, CoReEchoRun, training_digest
+from training.coreecho.config import AnyEchoRun, CoReEchoRun, training_digest, with_weights
 from training.coreecho.networks import EchoNetwork
 from training.coreecho.stages import train_echo
-from training.coreecho.video_sets import Parts, release_phantoms
+from training.coreecho.video_sets import Parts, echonet, release_phantoms
 from training.data.heart_arrays import HeartArrays, heart_arrays
 from training.data.splits import Split, split_hearts
 from training.evaluate import evaluate_bundle
@@ -25,11 +26,33 @@ _ARRAYS, _STORES = "arrays", "stores"
 _log = structlog.get_logger()
 
 
-def train_echo_run(run: AnyEchoRun, out: Path, *, workers: int, threads: int, device: str = "cpu") -> Path:
-    """Train a run on digital hearts below ``out``, or finish it; returns its folder."""
-    videos = release_videos(run, out, workers)
-    _trained(run, videos, out, threads, device)
-    return run_folder(run, videos, out)
+@dataclass(frozen=True, kw_only=True)
+class ClipTraining:
+    """What a run may be trained with besides its recipe.
+
+    Args:
+        data: folder of EchoNet-Dynamic, or None for the recipe's digital hearts.
+        weights: file of published weights to start from, or None.
+        device: such as ``cuda``.
+    """
+
+    data: Path | None
+    weights: Path | None
+    device: str
+
+
+ON_PHANTOMS = ClipTraining(data=None, weights=None, device="cpu")
+
+
+def train_echo_run(run: AnyEchoRun, out: Path, options: ClipTraining, *, workers: int, threads: int) -> Path:
+    """Train a run below ``out``, or finish it; returns its folder."""
+    own = with_weights(run, options.weights)
+    if options.data is None:
+        videos = release_videos(own, out, workers)
+    else:
+        videos = echonet(options.data, own, out / _STORES, workers=workers, progress=_say)
+    _trained(own, videos, out, threads, options.device)
+    return run_folder(own, videos, out)
 
 
 def release_echo(run: AnyEchoRun, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
@@ -60,15 +83,11 @@ def run_folder(run: AnyEchoRun, videos: Parts, out: Path) -> Path:
 def _trained(run: AnyEchoRun, videos: Parts, out: Path, threads: int, device: str) -> EchoNetwork:
     torch.set_num_threads(threads)
     folder = run_folder(run, videos, out)
-    trained = train_echo(
-        run,
-        videos.train,
-        videos.validation,
-        folder,
-        device=device,
-        progress=lambda text: _log.info("echo.progress", done=text),
-    )
-    return trained.network
+    return train_echo(run, videos.train, videos.validation, folder, device=device, progress=_say).network
+
+
+def _say(text: str) -> None:
+    _log.info("echo.progress", done=text)
 
 
 def _deployable(run: AnyEchoRun, network: EchoNetwork) -> EchoNetwork:

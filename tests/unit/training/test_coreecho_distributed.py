@@ -33,7 +33,7 @@ def _gradients(encoder: nn.Module) -> dict[str, torch.Tensor]:
 
 def _one_of_two(rank: int, rendezvous: str, out: str) -> None:
     """Contrast over the clips of both processes, each with three of the six videos."""
-    from training.coreecho.stages import contrast_loss
+    from training.coreecho.steps import contrast_loss
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
@@ -53,7 +53,7 @@ def _one_of_two(rank: int, rendezvous: str, out: str) -> None:
 @pytest.mark.slow
 def test_two_processes_are_one_on_the_doubled_batch(tmp_path: Path) -> None:
     """Loss and every gradient of the encoder are those of one process with all clips."""
-    from training.coreecho.stages import contrast_loss
+    from training.coreecho.steps import contrast_loss
 
     views, labels = _inputs()
     encoder = _encoder()

@@ -127,3 +127,11 @@ def test_the_description_counts_the_published_network() -> None:
     assert layers["encoder.blocks4"]["output"] == [512, 18, 3, 3]
     assert "Rank-N-Contrast" in found["loss"]["stage1"]
     assert found["schedule"]["stage1"]["epochs"] == 26
+
+
+def test_options_of_clips_are_for_recipes_on_clips(tmp_path: Path) -> None:
+    """A device for another kind of recipe is refused by name, before anything is made."""
+    result = CliRunner().invoke(main, ["train", "ecg_cmr_small", "--device", "cuda", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "ecg_cmr_small is no recipe on clips" in result.output
+    assert list(tmp_path.iterdir()) == []

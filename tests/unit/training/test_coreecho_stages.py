@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.doubles.echo_runs import FRAMES, SIDE, Discs, discs, tiny_baseline, tiny_run, use_tiny_encoder
-from training.coreecho import stages
+from training.coreecho import stages, steps
 from training.coreecho.config import AnyEchoRun
 from training.coreecho.curves import Point, read_points
 from training.coreecho.networks import build_network
@@ -118,10 +118,10 @@ def test_the_contrast_moves_the_encoder_and_not_its_head(monkeypatch: pytest.Mon
 
 def _one_step(monkeypatch: pytest.MonkeyPatch, contrast: Callable | None = None) -> tuple:
     if contrast is not None:
-        monkeypatch.setattr(stages, "rank_n_contrast_loss", contrast)
+        monkeypatch.setattr(steps, "rank_n_contrast_loss", contrast)
     run = tiny_run()
     network = build_network(run)
-    stage = stages.ContrastStep(run, network)
+    stage = steps.ContrastStep(run, network)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     stage.begin_epoch()
     stage.step(*_batch(TRAIN, 4, views=2))
@@ -140,14 +140,14 @@ def test_the_regressor_sees_the_embeddings_from_before_the_encoder_moved(monkeyp
     still, moving = build_network(run), build_network(run)
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda _self, given: given)
     batch = _batch(TRAIN, 4, views=2)
-    stage = stages.ContrastStep(run, moving)
+    stage = steps.ContrastStep(run, moving)
     stage.begin_epoch()
     stage.step(*batch)
-    expected = stages.ContrastStep(run, still)
+    expected = steps.ContrastStep(run, still)
     expected.begin_epoch()
-    embeddings = stages._embeddings(still.encoder, batch[0], run).detach()
+    embeddings = steps._embeddings(still.encoder, batch[0], run).detach()
     loss = torch.nn.functional.l1_loss(still.regressor(embeddings)[:, 0], batch[1])
-    stages._descend(expected.optimizers["regressor"], loss)
+    steps._descend(expected.optimizers["regressor"], loss)
     for name, value in still.regressor.state_dict().items():
         assert torch.equal(value, moving.regressor.state_dict()[name]), name
 
@@ -167,13 +167,13 @@ def test_stage_two_leaves_the_encoder_bit_for_bit(tmp_path: Path) -> None:
 def test_stage_two_goes_on_from_the_regressor_of_stage_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stage 2 starts with is the chosen regressor of stage 1, not a new one."""
     seen = {}
-    genuine = stages.ProbeStep.__init__
+    genuine = steps.ProbeStep.__init__
 
-    def init(self: stages.ProbeStep, run: AnyEchoRun, network: torch.nn.Module) -> None:
+    def init(self: steps.ProbeStep, run: AnyEchoRun, network: torch.nn.Module) -> None:
         seen.update({name: value.clone() for name, value in network.state_dict().items()})
         genuine(self, run, network)
 
-    monkeypatch.setattr(stages.ProbeStep, "__init__", init)
+    monkeypatch.setattr(steps.ProbeStep, "__init__", init)
     stages.train_echo(tiny_run(), TRAIN, VALIDATION, tmp_path)
     first = load_file(tmp_path / "stage1" / stages.BEST_NAME)
     assert seen.keys() == first.keys()
@@ -202,12 +202,12 @@ def test_the_network_is_that_of_the_smallest_validation_error(tmp_path: Path, mo
 def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in either loss of stage 1 leaves encoder and regressor as they were."""
     if part == "contrast":
-        monkeypatch.setattr(stages, "rank_n_contrast_loss", lambda rows, _labels, **_given: rows.sum() * np.nan)
+        monkeypatch.setattr(steps, "rank_n_contrast_loss", lambda rows, _labels, **_given: rows.sum() * np.nan)
     else:
-        monkeypatch.setattr(stages.functional, "l1_loss", lambda given, _truth: given.sum() * np.inf)
+        monkeypatch.setattr(steps.functional, "l1_loss", lambda given, _truth: given.sum() * np.inf)
     run = tiny_run()
     network = build_network(run)
-    stage = stages.ContrastStep(run, network)
+    stage = steps.ContrastStep(run, network)
     weights = {name: value.clone() for name, value in network.named_parameters()}
     stage.begin_epoch()
     with pytest.raises(NonFiniteLossError, match=part):
@@ -222,10 +222,10 @@ def test_a_gradient_that_is_not_finite_stops_before_its_step(monkeypatch: pytest
     def steep(rows: torch.Tensor, _labels: torch.Tensor, *, temperature: float) -> torch.Tensor:
         return torch.sqrt((0.0 * rows).sum() ** 2)
 
-    monkeypatch.setattr(stages, "rank_n_contrast_loss", steep)
+    monkeypatch.setattr(steps, "rank_n_contrast_loss", steep)
     run = tiny_run()
     network = build_network(run)
-    stage = stages.ContrastStep(run, network)
+    stage = steps.ContrastStep(run, network)
     weights = {name: value.clone() for name, value in network.named_parameters()}
     stage.begin_epoch()
     with pytest.raises(NonFiniteLossError, match="gradient"):
@@ -298,9 +298,9 @@ def test_the_contrast_of_many_clips_takes_the_fast_form(monkeypatch: pytest.Monk
     """Up to 256 clips every pair is compared at once; more go through the sorted form."""
     called = []
     for name in ("rank_n_contrast_loss", "rank_n_contrast_loss_sorted"):
-        monkeypatch.setattr(stages, name, lambda *_given, name=name, **_more: called.append(name))
+        monkeypatch.setattr(steps, name, lambda *_given, name=name, **_more: called.append(name))
     for count in (256, 257):
-        stages.contrast_loss(torch.zeros(count, 2), torch.zeros(count), 1.0)
+        steps.contrast_loss(torch.zeros(count, 2), torch.zeros(count), 1.0)
     assert called == ["rank_n_contrast_loss", "rank_n_contrast_loss_sorted"]
 
 
