@@ -61,7 +61,7 @@ def draw_explanation(
         write_attention(clip[0], attention, title, names[0])
         write_gif(clip[0], attention, run.preprocess.frame_step_ms, names[1])
         pictures = [(fixed_clips(known_videos, each.row, run)[0, 0, 0], each) for each in neighbours[row]]
-        write_nearest(clip[0, 0], title, pictures, names[2])
+        write_nearest(clip[0, 0], title.replace(": ", "\n", 1), pictures, names[2])
         written += names
     return written
 

@@ -98,9 +98,10 @@ def run_study(options: StudyOptions, progress: Progress) -> Study:
     numbers = measured | {"transfer": transferred, "requirements": as_rows(found)}
     for folder in filter(None, (options.out, options.docs)):
         _write(folder, table, numbers)
-        draw_explanations(
-            protocol.runs, networks, (videos.train, videos.tests["in_domain"]), folder / "coreecho", shown=1
-        )
+        # Pictures of patients stay out of the documentation.
+        shown = 1 if options.data is None or folder == options.out else 0
+        known, asked = videos.train, videos.tests["in_domain"]
+        draw_explanations(protocol.runs, networks, (known, asked), folder / "coreecho", shown=shown)
     return Study(table=table, holds=all(each.met for each in found))
 
 

@@ -1,4 +1,10 @@
-"""Ejection fraction by CoReEcho: the size two CPU cores train, on digital phantoms."""
+"""Ejection fraction by CoReEcho: the size two CPU cores train, on digital phantoms.
+
+The comparison on 600 / 100 / 200 hearts, in seconds of one core, as measured on one: a step on 32 clips takes 0.77 (L1 end to
+end: 0.71), so 26 epochs of 37 steps take 740 (680); 300 validation clips an epoch take 1.7, together 50 (45); stage 2 takes 20;
+1,100 videos of phantoms at 0.26 take 290; answers and intervals 150. That is about 2,000 a seed and 6,000 for three: less
+than two hours on one core, and about one on two.
+"""
 
 from __future__ import annotations
 

@@ -90,6 +90,21 @@ def test_each_seed_has_weights_of_its_own() -> None:
     assert two.seed != one.seed
 
 
+def test_pictures_of_patients_stay_out_of_the_documentation(
+    options: study.StudyOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a data set the page gets the map alone; clips are drawn below ``out`` only; nothing is required."""
+    monkeypatch.setattr(study, "echonet", lambda *_given, **_named: replace(_phantoms(None, 0), other_scanner=None))
+    patients = replace(options, data=Path("echonet"), seeds=1, all_clips=False)
+    found = study.run_study(patients, lambda _text: None)
+    assert found.holds
+    assert "EchoNet-Dynamic (Trained and tested on a data set of patients" in found.table
+    assert options.docs is not None
+    pictures = {path.name for path in (options.docs / "coreecho").rglob("*") if path.is_file()}
+    assert pictures == {"map.png"}
+    assert list((options.out / "coreecho").rglob("*-attention.gif"))
+
+
 def test_recipes_of_another_kind_are_refused(options: study.StudyOptions) -> None:
     """The baseline in the place of the method, and a recipe that is not of clips."""
     with pytest.raises(ValueError, match="expected a recipe of CoReEcho against"):
