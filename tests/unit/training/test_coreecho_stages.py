@@ -247,6 +247,17 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(name: str, tmp_path
     assert (tmp_path / "run.json").read_text() == described
 
 
+def test_a_run_that_was_killed_in_its_first_epoch_keeps_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Described, but without a checkpoint: another run does not move in."""
+    _killed_after(0, monkeypatch)
+    with pytest.raises(_Killed):
+        stages.train_echo(tiny_run(), TRAIN, VALIDATION, tmp_path)
+    with pytest.raises(ForeignRunError, match="another config or other data"):
+        stages.train_echo(replace(tiny_run(), seed=99), TRAIN, VALIDATION, tmp_path)
+
+
 def test_a_video_without_a_truth_is_named(tmp_path: Path) -> None:
     """A truth that is no number stops the run before anything is written."""
     wrong = replace(TRAIN, ef_percent=np.where(np.arange(10) == 3, np.nan, TRAIN.ef_percent))
@@ -310,3 +321,16 @@ def test_a_clip_of_the_doubles_fits() -> None:
     clips = stages.training_clips(TRAIN, np.array([0, 1]), run, views=2, epoch=0)
     assert clips.shape == (4, 1, FRAMES, SIDE, SIDE)
     assert clips.dtype == np.uint8
+
+
+def test_a_run_starts_from_the_weights_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is loaded into the encoder before the first step; a run that names none loads none."""
+    loaded = []
+    monkeypatch.setattr(stages, "load_kinetics", lambda encoder, path: loaded.append((type(encoder).__name__, path)))
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"published")
+    run = replace(tiny_baseline(), weights=str(file))
+    stages.train_echo(run, TRAIN, VALIDATION, tmp_path / "run")
+    assert loaded == [("TinyEncoder", file)]
+    stages.train_echo(tiny_baseline(), TRAIN, VALIDATION, tmp_path / "other")
+    assert len(loaded) == 1

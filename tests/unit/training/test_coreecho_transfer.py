@@ -85,17 +85,22 @@ def test_folds_that_miss_a_video_or_train_on_it_are_refused(tmp_path: Path) -> N
         cross_validated(*given, leaking, _config("probe"), tmp_path)
 
 
+def _state(encoder: nn.Module) -> torch.Tensor:
+    """Weights of the last layer and running means of the first, in one vector."""
+    return torch.cat([encoder.widen.weight.detach().flatten(), encoder.blocks3[1].running_mean]).clone()
+
+
 def test_probing_leaves_the_encoder_and_fine_tuning_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The copy of the encoder that answers is the pre-trained one after probing, another after fine-tuning."""
+    """What answers after probing has the pre-trained weights and batch statistics; after fine-tuning it has others."""
     seen: list[torch.Tensor] = []
     genuine = transfer._embedded
 
     def embedded(encoder: nn.Module, clips: np.ndarray, device: str) -> torch.Tensor:
-        seen.append(encoder.widen.weight.detach().clone())
+        seen.append(_state(encoder))
         return genuine(encoder, clips, device)
 
     monkeypatch.setattr(transfer, "_embedded", embedded)
-    start = _network().encoder.widen.weight.detach().clone()
+    start = _state(_network().encoder)
     for mode, moved in (("probe", False), ("finetune", True)):
         seen.clear()
         cross_validated(_network(), tiny_run(), VIDEOS, VIDEOS.ef_percent, FOLDS, _config(mode), tmp_path)
