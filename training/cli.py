@@ -59,6 +59,9 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup)
 def main() -> None:
     """Trains engines on data sets and releases them as bundles."""
+    from training.data.worker_pool import use_one_thread
+
+    use_one_thread()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +158,7 @@ def evaluate() -> None:
     help="Training, validation, test hearts.",
 )
 @click.option("--seeds", type=_COUNT, default=3, show_default=True, help="How many.")
+@click.option("--first-seed", type=click.IntRange(min=0), default=2, show_default=True, help="The others follow.")
 @click.option("--dicom-studies", type=click.IntRange(min=0), default=20, show_default=True, help="Written turned.")
 @click.option("--segmentation-hearts", type=click.IntRange(min=0), default=100, show_default=True, help="0: none.")
 @click.option("--contours", type=_PRESENT, help="Stacks with expert contours to check the segmentation with.")

@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float64]
 
 LIMIT_PERCENTILE = 99.5
 GATE_PERCENTILE = 1.0
-UNDECIDED_PERCENT = 5.0
+UNDECIDED_PERCENT = 2.0
 """Share of the calibration hearts, those nearest to the threshold, that a cardiac MR engine calls neither present nor absent."""
 _UNITS = {"lvef": "%", "rvef": "%", "cardiac_output": "l/min"}
 _RANGES = {"lvef": (0.0, 100.0), "rvef": (0.0, 100.0), "cardiac_output": (0.0, 30.0)}

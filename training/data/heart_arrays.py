@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from engines.records import Modality
 from training.config import DataConfig, describe_data
 from training.data.sources.phantom_hearts import draw_heart
 from training.data.targets import COLUMNS
+from training.data.worker_pool import worker_pool
 
 PENDING, REFUSED = 0, 255
 _REPORT_EVERY = 50
@@ -120,7 +120,7 @@ def _fill(folder: Path, config: DataConfig, input_spec: TensorSpec, missing: lis
     if workers == 1:
         _follow(map(make, missing), len(missing))
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with worker_pool(workers) as pool:
         _follow(pool.imap_unordered(make, missing, chunksize=4), len(missing))
 
 

@@ -19,9 +19,9 @@ def recipe() -> EnfRun:
         data=DataConfig(
             modality=Modality.CMR,
             seed=50_001,
-            hearts=1400,
+            hearts=2000,
             preprocess=preprocess(size_px=64),
-            split=SplitConfig(train=0.66, validation=0.08, calibration=0.16, test=0.10),
+            split=SplitConfig(train=0.70, validation=0.06, calibration=0.14, test=0.10),
         ),
         shape=EnfShape.small(),
         fit=FieldFit(steps=3, learning_rate=60.0),
@@ -37,15 +37,16 @@ def recipe() -> EnfRun:
         classifier=ClassifierConfig(
             shape=TransformerShape(width=96, layers=3, heads=4, dropout=0.1),
             views=4,
-            epochs=45,
+            epochs=70,
             batch_size=32,
             learning_rate=1e-3,
             weight_decay=0.05,
             noise=0.1,
+            lvef_weight=3.0,
         ),
         bundle=BundleConfig(
             name="cmr-enf-small",
-            version="0.2.0",
+            version="0.3.0",
             method=(
                 "An equivariant neural field is fitted to the mid short-axis slice at end diastole and end systole; a small "
                 "Transformer reads the fitted latents by their relative poses only, so that the answer does not turn with "

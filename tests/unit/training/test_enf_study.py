@@ -56,6 +56,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.StudyOptio
         docs=tmp_path / "docs",
         sizes=SIZES,
         seeds=1,
+        first_seed=0,
         dicom_studies=2,
         segmentation_hearts=0,
         contours=None,
@@ -136,3 +137,10 @@ def test_the_field_of_a_trained_model_gives_finite_numbers(options: study.StudyO
     study.run_study(replace(options, dicom_studies=0), lambda _text: None)
     for file in options.out.glob("seed-*.json"):
         assert np.isfinite(json.loads(file.read_text())["test_logits"]).all()
+
+
+def test_the_page_says_which_seeds_were_seen() -> None:
+    """Seeds 0 and 1 are named where they stand in the table; later ones had no part in any choice."""
+    assert study._seen((0, 1, 2)).endswith("of seeds 0 and 1: 0 and 1 stand here")
+    assert study._seen((1, 2)).endswith(": 1 stand here")
+    assert study._seen((2, 3, 4)).endswith(": neither stands here")
