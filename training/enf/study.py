@@ -31,6 +31,8 @@ from training.enf.table import markdown
 
 Progress = Callable[[str], None]
 _DICOM_SEED = 60_000
+_COMPARED_VIEWS = 4
+"""Most views of a training heart in the comparison, where every seed fits its own; a release takes all of the recipe."""
 _SEEN_SEEDS = {0, 1}
 """Seeds of the phantoms whose hearts had a part in choices the numbers depend on."""
 _PHANTOMS = "Trained and tested on digital phantoms. Not for clinical use."
@@ -130,7 +132,9 @@ def _protocol(options: StudyOptions) -> Protocol:
     if not isinstance(run, EnfRun):
         msg = f"{options.recipe} is no recipe of an equivariant neural field; take enf_small or enf_published"
         raise ValueError(msg)  # noqa: TRY004 - a wrong name, not a wrong type
-    run = replace(run, classifier=replace(run.classifier, lvef_weight=0.0))  # all models learn from the same targets
+    views = min(run.classifier.views, _COMPARED_VIEWS)
+    # All models learn from the same targets.
+    run = replace(run, classifier=replace(run.classifier, views=views, lvef_weight=0.0))
     if options.data is None:
         studies = phantoms_of(run, options.sizes)
     else:

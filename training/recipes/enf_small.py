@@ -36,7 +36,7 @@ def recipe() -> EnfRun:
         ),
         classifier=ClassifierConfig(
             shape=TransformerShape(width=96, layers=3, heads=4, dropout=0.1),
-            views=4,
+            views=16,
             epochs=70,
             batch_size=32,
             learning_rate=1e-3,

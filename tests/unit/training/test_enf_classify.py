@@ -112,4 +112,5 @@ def test_the_comparison_trains_on_the_class_alone(tmp_path: object) -> None:
     )
     protocol = study._protocol(options)
     assert protocol.run.classifier.lvef_weight == 0.0
+    assert protocol.run.classifier.views == 4 < recipe().classifier.views
     assert protocol.seeds == (2,)
