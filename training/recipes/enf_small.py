@@ -5,6 +5,7 @@ from __future__ import annotations
 from engines.preprocess.spec import CmrSpec
 from engines.records import Modality
 from training.config import BundleConfig, DataConfig, SplitConfig
+from training.data.targets import LVEF_CONDITIONS
 from training.enf.config import ClassifierConfig, EnfRun, FieldFit, MetaConfig, Task
 from training.models.enf import EnfShape
 from training.models.invariant_transformer import TransformerShape
@@ -12,10 +13,15 @@ from training.models.invariant_transformer import TransformerShape
 
 def recipe() -> EnfRun:
     """Return the run: 64 latents of 16 numbers, 64 pixels of 1.8 mm, three inner steps."""
+    return recipe_of("lvef_at_most_40", name="enf_small", bundle="cmr-enf-small")
+
+
+def recipe_of(condition: str, *, name: str, bundle: str) -> EnfRun:
+    """Return the same run for another task, a key of ``LVEF_CONDITIONS``; it draws the same hearts."""
     return EnfRun(
-        recipe="enf_small",
+        recipe=name,
         seed=5,
-        task=Task(condition="lvef_at_most_40", blur_percent=5.0),
+        task=Task(condition=condition, blur_percent=5.0),
         data=DataConfig(
             modality=Modality.CMR,
             seed=50_001,
@@ -45,12 +51,13 @@ def recipe() -> EnfRun:
             lvef_weight=3.0,
         ),
         bundle=BundleConfig(
-            name="cmr-enf-small",
+            name=bundle,
             version="0.3.0",
             method=(
                 "An equivariant neural field is fitted to the mid short-axis slice at end diastole and end systole; a small "
                 "Transformer reads the fitted latents by their relative poses only, so that the answer does not turn with "
-                "the image. The probability of an ejection fraction of at most 40 % comes with its Venn-Abers interval."
+                f"the image. The probability of an ejection fraction of at most {LVEF_CONDITIONS[condition]:g} % comes with "
+                "its Venn-Abers interval."
             ),
             intended_use=(
                 "Shows the way from a short-axis cine stack to a report of the probability of a reduced ejection "
