@@ -37,15 +37,26 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _WITHOUT_INFLUENCE = {"cli", "dicom", "make"}
 """Modules of the phantoms that write studies; records do not pass through them."""
 _DATA_SETS = {
+    "avi",
+    "camus",
+    "camus_info",
     "cmr_labels",
     "cmr_studies",
     "dicom_cmr",
+    "echonet",
     "expert_contours",
+    "hmc_qu",
+    "hmc_table",
+    "metaimage",
     "nifti_cmr",
+    "phantom_clips",
+    "reduced_loop",
     "ukbb_cmr",
     "ukbb_table",
+    "videos",
+    "volume_tracings",
 }
-"""Readers of data sets; digital hearts do not pass through them."""
+"""Readers of data sets; the arrays of digital hearts do not pass through them."""
 _SOURCE_FOLDERS = ("engines/preprocess", "training/phantoms", "training/data/sources")
 
 _log = structlog.get_logger()

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from engines.records import ArrayFrames, CineLoop, SourceInstance
 from training.phantoms.cycle import left_ventricle, right_ventricle_scale
+from training.phantoms.echo_scanners import FAMILIAR, ScannerSettings
 from training.phantoms.subjects import Floats, Subject
 
 US_MULTIFRAME = "1.2.840.10008.5.1.4.1.1.3.1"
@@ -54,35 +55,35 @@ class UltrasoundScan:
         return self.depth_mm / (self.region_px[3] - self.region_px[1])
 
 
-def draw_scan(rng: np.random.Generator, subject: Subject) -> UltrasoundScan:
-    """Draw scanner settings: 25 to 80 frames a second, 2 to 3.5 s, 140 to 180 mm deep or as deep as the heart needs."""
+def draw_scan(rng: np.random.Generator, subject: Subject, scanner: ScannerSettings = FAMILIAR) -> UltrasoundScan:
+    """Draw the settings of one clip from those of a scanner, as deep as the heart needs."""
     length = float(left_ventricle(subject, np.zeros(1)).length_mm[0])
-    height = int(rng.choice([224, 240, 256]))
-    rate = float(rng.uniform(25, 60))
+    height = int(rng.choice(scanner.heights_px))
+    rate = float(rng.uniform(*scanner.frame_rate_hz))
     return UltrasoundScan(
         width_px=int(height * 1.35) // 2 * 2,
         height_px=height,
         region_px=(int(height * 0.10), 20, int(height * 0.10) + int(height * 1.12), height - 24),
-        depth_mm=max(float(rng.uniform(140, 180)), length + 55),
-        half_angle_rad=float(rng.uniform(0.60, 0.76)),
-        tilt_rad=float(rng.normal(0, 0.10)),
-        apex_depth_mm=float(rng.uniform(12, 24)),
+        depth_mm=max(float(rng.uniform(*scanner.depth_mm)), length + 55),
+        half_angle_rad=float(rng.uniform(*scanner.half_angle_rad)),
+        tilt_rad=float(rng.normal(0, scanner.tilt_sd_rad)),
+        apex_depth_mm=float(rng.uniform(*scanner.apex_depth_mm)),
         frame_ms=float(np.round(1000 / rate, 3)),
-        frames=int(rng.uniform(2.4, 3.4) * rate),
+        frames=int(rng.uniform(*scanner.duration_s) * rate),
         start_phase=float(rng.uniform(0, 1)),
-        gain=float(rng.uniform(0.75, 1.25)),
-        compression=float(rng.uniform(0.55, 0.85)),
-        attenuation=float(rng.uniform(0.0, 0.006)),
-        dropout=float(rng.uniform(0.0, 0.6)),
-        blood=float(rng.uniform(0.03, 0.10)),
+        gain=float(rng.uniform(*scanner.gain)),
+        compression=float(rng.uniform(*scanner.compression)),
+        attenuation=float(rng.uniform(*scanner.attenuation)),
+        dropout=float(rng.uniform(*scanner.dropout)),
+        blood=float(rng.uniform(*scanner.blood)),
         states_view=bool(rng.random() < 0.5),
         time_vector=bool(rng.random() < 0.3),
     )
 
 
-def echo_loop(subject: Subject, rng: np.random.Generator) -> CineLoop:
+def echo_loop(subject: Subject, rng: np.random.Generator, scanner: ScannerSettings = FAMILIAR) -> CineLoop:
     """Render a clip with scanner settings of its own; the source carries placeholder UIDs."""
-    scan = draw_scan(rng, subject)
+    scan = draw_scan(rng, subject, scanner)
     return loop_of(subject, scan, rendered(subject, scan, rng))
 
 
