@@ -9,6 +9,7 @@ Letters: K clip, T frame of a clip, H row, W column, S side.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,16 +122,33 @@ def filled_hull(component_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _reduced(loop: CineLoop, found: CleanSector, indices: list[int], spec: EchoCleanSpec) -> NDArray[np.uint8]:
     """Area averages over the tissue of each cell, uint8 [N, S, S], less what lies outside the sector."""
-    left, top, right, bottom = found.sector.square_px
-    height, width = loop.frames.shape_HW
-    rows_SH = area_weights(spec.size_px, height, top, bottom)
-    columns_WS = area_weights(spec.size_px, width, left, right).T
-    inside_SS = rows_SH @ found.sector.mask_HW @ columns_WS
-    tissue_SS = rows_SH @ found.tissue_HW @ columns_WS
+    cells = _Cells.of(found.sector.square_px, loop.frames.shape_HW, spec.size_px)
+    inside_SS, tissue_SS = cells.averages(found.sector.mask_HW), cells.averages(found.tissue_HW)
     seen = tissue_SS >= _SEEN_MIN * np.maximum(inside_SS, np.finfo(np.float32).tiny)
     gain_SS = np.where(seen, inside_SS / np.where(seen, tissue_SS, 1.0), 0.0).astype(np.float32)
     reduced = np.empty((len(indices), spec.size_px, spec.size_px), np.uint8)
     for position, frame in enumerate(loop.frames.luma(indices)):
-        square = rows_SH @ (frame * found.tissue_HW) @ columns_WS * gain_SS
+        square = cells.averages(frame * found.tissue_HW) * gain_SS
         reduced[position] = np.clip(np.rint(square), 0, 255)
     return reduced
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """The cells of a square over a frame as two sparse matrices: each pixel belongs to one or two cells of an axis."""
+
+    rows_SH: Any
+    columns_SW: Any
+
+    @classmethod
+    def of(cls, square_px: tuple[float, float, float, float], shape_HW: tuple[int, int], size: int) -> Self:
+        from scipy.sparse import csr_array
+
+        left, top, right, bottom = square_px
+        height, width = shape_HW
+        rows, columns = area_weights(size, height, top, bottom), area_weights(size, width, left, right)
+        return cls(rows_SH=csr_array(rows), columns_SW=csr_array(columns))
+
+    def averages(self, values_HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Area averages [S, S]."""
+        return np.asarray((self.columns_SW @ (self.rows_SH @ values_HW).T).T)
