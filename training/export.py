@@ -55,6 +55,7 @@ class Release:
         condition: what the logit of a cardiac MR network speaks for; None for other networks.
         metrics: measured by the caller, besides those that every bundle gets.
         gate: the view check that an echo bundle carries, or None.
+        interval_by_spread: whether the interval of an echo engine grows with the spread between clips.
     """
 
     data: DataConfig
@@ -63,10 +64,13 @@ class Release:
     condition: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     gate: GatePart | None = None
+    interval_by_spread: bool = False
 
 
 _POSTPROCESS: dict[Modality, Callable[[HeartOutputs, Release], Postprocess]] = {
-    Modality.ECHO: lambda calibration, release: echo_postprocess(calibration, release.bundle.coverage_percent),
+    Modality.ECHO: lambda calibration, release: echo_postprocess(
+        calibration, release.bundle.coverage_percent, by_spread=release.interval_by_spread
+    ),
     Modality.CMR: lambda calibration, release: cmr_postprocess(calibration, release.condition),
     Modality.ECG: lambda calibration, release: ecg_postprocess(calibration, release.bundle.coverage_percent),
 }

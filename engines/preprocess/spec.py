@@ -88,11 +88,11 @@ class EchoCleanSpec(EchoSpec):
     overlay_stroke_px: Annotated[int, Field(ge=1, le=32)]
     overlay_grow_px: Annotated[int, Field(ge=0, le=8)]
     colour_fraction_max: Fraction
-    opening_degrees_min: Annotated[float, Field(gt=0.0, lt=180.0)]
-    opening_degrees_max: Annotated[float, Field(gt=0.0, le=180.0)]
-    apex_column_min: Fraction
-    apex_column_max: Fraction
-    apex_row_max: Fraction
+    opening_degrees_min: Annotated[float, Field(ge=-180.0, le=180.0)]
+    opening_degrees_max: Annotated[float, Field(ge=-180.0, le=180.0)]
+    apex_column_min: float
+    apex_column_max: float
+    apex_row_max: float
     saturated_level: Annotated[int, Field(ge=1, le=255)]
     saturated_fraction_max: Fraction
 
