@@ -133,7 +133,7 @@ def test_an_overlay_leaves_no_trace(draw: Any) -> None:
     """Words and a coloured trace inside the sector change the clip no more than the speckle under them would."""
     frames = speckled(inside())
     plain, marked = clip_of(frames), clip_of(draw(frames))
-    assert np.abs(marked - plain).mean() < 1.0
+    assert np.abs(marked - plain).mean() < 1.5
     assert marked.max() <= plain.max() + 12
     version_1 = EchoSpec(**{name: getattr(SPEC, name) for name in EchoSpec.model_fields} | {"preprocess_version": 1})
     shown = ArrayFrames(frames_THW=np.stack(list(ColourFrames(frames_THW3=draw(frames)).luma(range(FRAMES)))))
@@ -142,12 +142,14 @@ def test_an_overlay_leaves_no_trace(draw: Any) -> None:
 
 
 def test_no_text_is_readable_in_the_clip() -> None:
-    """A name in the sector cannot be told from no name: the mean image under its strokes is that of their surroundings."""
-    frames = with_text(speckled(inside()))
-    clip, found = clip_of(frames), find_clean_sector(loop_of(frames), SPEC)
-    strokes = text_mask((82, 70), "CANARY^KIWI")
-    assert found.tissue_HW[strokes].max() == 0
-    assert abs(clip.mean(axis=0)[24:30, 20:36].mean() - clip.mean(axis=0)[32:38, 20:36].mean()) < 4
+    """A name in the sector cannot be told from no name: neither its strokes nor their silhouette stand out."""
+    plain = speckled(inside())
+    frames = with_text(plain)
+    found = find_clean_sector(loop_of(frames), SPEC)
+    assert found.tissue_HW[text_mask((82, 70), "CANARY^KIWI")].max() == 0
+    difference = clip_of(frames).mean(axis=0) - clip_of(plain).mean(axis=0)
+    assert np.abs(difference).max() < 12
+    assert abs(difference.mean()) < 0.3
 
 
 def test_overlays_outside_do_not_widen_the_sector() -> None:
