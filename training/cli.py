@@ -118,12 +118,15 @@ def train(run: RunOptions) -> None:
 @run_options
 @click.option("--bundle", type=_FOLDER, required=True, help="Folder of the bundle; replaced where it exists.")
 @click.option("--docs", type=_FOLDER, help="Folder that receives a copy of the model card.")
-def release(run: RunOptions, bundle: Path, docs: Path | None) -> None:
-    """Train RECIPE to its end and write its bundle, measured on hearts it never saw."""
+@click.option(
+    "--gate", type=_PRESENT, help="Folder of a released view check, which the bundle of an echo engine takes."
+)
+def release(run: RunOptions, bundle: Path, docs: Path | None, gate: Path | None) -> None:
+    """Train RECIPE to its end and write its bundle, measured on hearts it never saw; a view network becomes a gate."""
     from training.export import copy_card
     from training.release import release_run
 
-    click.echo(release_run(run.config, run.out, bundle, workers=run.workers, threads=run.threads))
+    click.echo(release_run(run.config, run.out, bundle, workers=run.workers, threads=run.threads, gate=gate))
     if docs is not None:
         click.echo(copy_card(bundle, docs))
 

@@ -28,6 +28,8 @@ FloatArray = NDArray[np.float64]
 
 LIMIT_PERCENTILE = 99.5
 GATE_PERCENTILE = 1.0
+LEAST_OFFSET = 0.1
+"""EF points; clips that agree exactly do not make an interval without width."""
 UNDECIDED_PERCENT = 2.0
 """Share of the calibration hearts, those nearest to the threshold, that a cardiac MR engine calls neither present nor absent."""
 _UNITS = {"lvef": "%", "rvef": "%", "cardiac_output": "l/min"}
@@ -36,12 +38,32 @@ _THRESHOLD_PROBABILITY = 0.5
 _VENN_ABERS_COVERAGE: Literal[100] = 100
 
 
-def echo_postprocess(calibration: HeartOutputs, coverage_percent: float | None) -> EchoPostprocess:
-    """Return interval and spread limit of the ejection fraction, averaged over clips."""
+def echo_postprocess(
+    calibration: HeartOutputs, coverage_percent: float | None, *, by_spread: bool = False
+) -> EchoPostprocess:
+    """Return interval and spread limit of the ejection fraction, averaged over clips.
+
+    Args:
+        calibration: hearts the network never saw.
+        coverage_percent: of the interval.
+        by_spread: widen the interval where the clips of a heart differ more: residuals are divided by (standard deviation
+            between clips + its median over the hearts). Of one clip the spread is the limit, as the predictor assumes.
+
+    Source: Papadopoulos, Gammerman, Vovk, "Normalized nonconformity measures for regression conformal prediction", 2008.
+    """
     estimate = _conformal("lvef", calibration.heart_means("ef")[:, 0], calibration.targets["lvef"], coverage_percent)
-    spreads = [clips[:, 0].std(ddof=1) for clips in calibration.clips["ef"] if len(clips) > 1]
-    limit = float(np.percentile(spreads, LIMIT_PERCENTILE))
-    return EchoPostprocess(modality=Modality.ECHO, lvef=estimate, clip_sd_limit_percent=round(limit, 3))
+    spreads = [float(clips[:, 0].std(ddof=1)) if len(clips) > 1 else np.nan for clips in calibration.clips["ef"]]
+    limit = round(float(np.nanpercentile(spreads, LIMIT_PERCENTILE)), 3)
+    if by_spread:
+        estimate = _by_spread(estimate, calibration, np.nan_to_num(np.array(spreads), nan=limit))
+    return EchoPostprocess(modality=Modality.ECHO, lvef=estimate, clip_sd_limit_percent=limit)
+
+
+def _by_spread(estimate: ConformalEstimate, calibration: HeartOutputs, spreads: FloatArray) -> ConformalEstimate:
+    offset = round(max(float(np.median(spreads)), LEAST_OFFSET), 4)
+    residuals = np.abs(calibration.heart_means("ef")[:, 0] - calibration.targets["lvef"])
+    quantile = conformal_half_width(residuals / (spreads + offset), estimate.coverage_percent)
+    return estimate.model_copy(update={"conformal_quantile": round(quantile, 4), "sd_offset": offset})
 
 
 def cmr_postprocess(calibration: HeartOutputs, condition: str | None) -> CmrPostprocess:
