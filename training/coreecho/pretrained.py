@@ -66,7 +66,9 @@ def _state(path: Path, content: bytes) -> Mapping[str, Tensor]:
         raise WeightsError(msg)
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        msg = f"{path} holds {_listed(others)} beside or around its tensors; expected a plain state dict, name to tensor"
+        msg = (
+            f"{path} holds {_listed(others)} beside or around its tensors; expected a plain state dict, name to tensor"
+        )
         raise WeightsError(msg)
     return state
 

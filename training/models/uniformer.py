@@ -204,9 +204,7 @@ class UniFormer(nn.Module):
 
     published_names: ClassVar[PublishedNames] = PublishedNames(body="", file_head="head")
 
-    def __init__(
-        self, shape: UniFormerShape, *, outputs: int = 1, start_percent: float = MEAN_EF_PERCENT
-    ) -> None:
+    def __init__(self, shape: UniFormerShape, *, outputs: int = 1, start_percent: float = MEAN_EF_PERCENT) -> None:
         super().__init__()
         self.shape = shape
         first, second, third, last = shape.widths

@@ -96,7 +96,7 @@ def test_the_network_is_encoder_and_regressor_on_three_channels() -> None:
     assert {name: tuple(values.shape) for name, values in outputs.items()} == {"ef": (3, 1), "embedding": (3, 12)}
     assert torch.equal(outputs["embedding"], embedding)
     assert torch.equal(outputs["ef"], net.regressor(embedding))
-    assert outputs["ef"].std() > 0.5
+    assert outputs["ef"].std() > 0.1
 
 
 @pytest.mark.parametrize("frames", [6, 7, 1])
@@ -130,7 +130,7 @@ def test_the_small_network_folds() -> None:
     net, lean, _ = _graph("small")
     clip = _clips(UniFormerShape.small())
     outputs = net(clip)
-    assert outputs["ef"].std() > 0.5
+    assert outputs["ef"].std() > 0.1
     assert max(_largest(outputs, lean(clip)).values()) <= 1e-4
 
 

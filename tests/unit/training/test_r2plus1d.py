@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -33,7 +35,7 @@ def _count(module: nn.Module) -> int:
 def test_the_published_network_has_the_parameters_of_its_formula() -> None:
     """31,300,125 and a head of 513; with 400 classes instead it would be 31,505,325, the published 31.5 million."""
     widths = (64, 64, 128, 256, 512)
-    pairs = zip(widths, widths[1:], strict=False)
+    pairs = pairwise(widths)
     expected = _stem(45, 64) + sum(_block(inputs, outputs) + _block(outputs, outputs) for inputs, outputs in pairs)
     with torch.device("meta"):
         network = R2Plus1d.published()
@@ -67,7 +69,7 @@ def test_the_small_network_is_made_of_the_same_blocks() -> None:
     torch.manual_seed(0)
     network = R2Plus1d.small()
     widths = (8, 8, 16, 32, 64)
-    blocks = sum(_block(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False))
+    blocks = sum(_block(inputs, outputs) for inputs, outputs in pairwise(widths))
     assert _count(network) == _stem(4, 8) + blocks + 65
     clip = torch.randn(2, 3, 8, 32, 32)
     encoded = network(clip)

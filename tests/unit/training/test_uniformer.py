@@ -80,7 +80,9 @@ def _layer_names(*names: str) -> list[str]:
 
 def _published_names() -> set[str]:
     """Names of a Kinetics-400 file, written from the list of the method and not from the network."""
-    names = [name for stage in range(1, 5) for name in _layer_names(f"patch_embed{stage}.proj", f"patch_embed{stage}.norm")]
+    names = [
+        name for stage in range(1, 5) for name in _layer_names(f"patch_embed{stage}.proj", f"patch_embed{stage}.norm")
+    ]
     for stage, depth in ((1, 3), (2, 4)):
         for block in (f"blocks{stage}.{index}" for index in range(depth)):
             layers = ("pos_embed", "conv1", "conv2", "attn", "mlp.fc1", "mlp.fc2")
@@ -168,7 +170,9 @@ def _norm(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     """Batch norm in evaluation, channels second."""
     columns = (1, -1, 1, 1, 1)
     mean, var = state[f"{name}.running_mean"].reshape(columns), state[f"{name}.running_var"].reshape(columns)
-    return (x - mean) / (var + 1e-5).sqrt() * state[f"{name}.weight"].reshape(columns) + state[f"{name}.bias"].reshape(columns)
+    return (x - mean) / (var + 1e-5).sqrt() * state[f"{name}.weight"].reshape(columns) + state[f"{name}.bias"].reshape(
+        columns
+    )
 
 
 def _layer_norm(state: dict[str, Tensor], name: str, x: Tensor, eps: float) -> Tensor:
@@ -293,7 +297,8 @@ def test_a_clip_of_another_size_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [({"head_width": 5}, "do not divide"), ({"size_px": 31}, "32 px"), ({"frames": 0}, "0 frames")]
+    ("change", "reason"),
+    [({"head_width": 5}, "do not divide"), ({"size_px": 31}, "32 px"), ({"frames": 0}, "0 frames")],
 )
 def test_a_shape_that_cannot_be_is_refused(change: dict[str, int], reason: str) -> None:
     """Heads that do not divide the widths and clips too small for four stages make no shape."""
