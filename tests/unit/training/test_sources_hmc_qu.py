@@ -19,7 +19,9 @@ from training.data.sources.hmc_table import abnormal_codes
 from training.data.sources.reduced_loop import reduced_loop
 from training.data.sources.videos import UnusableVideo
 
-SPEC = EchoSpec(**json.loads((Path(__file__).parents[1] / "engines" / "test_preprocess_specs.json").read_text())["echo"])
+SPEC = EchoSpec(
+    **json.loads((Path(__file__).parents[1] / "engines" / "test_preprocess_specs.json").read_text())["echo"]
+)
 SMALL = SPEC.model_copy(update={"size_px": 24})
 HEADER = ["ECHO", *(f"SEG{number}" for number in (1, 2, 3, 5, 6, 7)), "One cardiac-cycle frames", None]
 TICK = "\u00fc"
@@ -68,7 +70,9 @@ def data_set(tmp_path: Path, shown: np.ndarray) -> Path:
 def test_rows_become_videos(data_set: Path) -> None:
     """Infarction where any segment is abnormal, the cycle from 0 with its end exclusive, the tick, the patient."""
     entries = HmcQu(root=data_set, preprocess=SMALL).videos()
-    assert [(entry.key, entry.patient, entry.targets["infarction"], entry.targets["has_mask"]) for entry in entries] == [
+    assert [
+        (entry.key, entry.patient, entry.targets["infarction"], entry.targets["has_mask"]) for entry in entries
+    ] == [
         ("ES0001_4CH_1", "ES0001", 0.0, 1.0),
         ("ES0001_4CH_2", "ES0001", 1.0, 0.0),
         ("ES0002_4CH_1", "ES0002", 1.0, 1.0),
@@ -108,7 +112,9 @@ def test_codes_are_detected(cells: list[str], abnormal: set[str]) -> None:
     assert abnormal_codes(cells, "A4C.xlsx") == abnormal
 
 
-@pytest.mark.parametrize("cells", [["1", "1"], ["0"], ["2", "3"], ["0", "1", "2"], ["5", "9"], ["a", "b"], ["MI", "1"], []])
+@pytest.mark.parametrize(
+    "cells", [["1", "1"], ["0"], ["2", "3"], ["0", "1", "2"], ["5", "9"], ["a", "b"], ["MI", "1"], []]
+)
 def test_codes_that_cannot_be_told_apart_are_refused(cells: list[str]) -> None:
     """One code alone, scales without their normal value, and unknown words ask for a statement."""
     with pytest.raises(ValueError, match=r"A4C.xlsx: the segments have the codes .* say which are abnormal"):
@@ -146,7 +152,10 @@ def with_cells(**cells: Any) -> Callable[[Path], object]:
         (rows_of(["a", 1, 2], header=["ECHO", "SEG1", "SEG2"]), "has 3 columns"),
         (rows_of(*ROWS, ROWS[1]), "names 1 videos more than once"),
         (rows_of(*ROWS, ["ES0009_4CH_1", *ROWS[1][1:]]), "1 of 4 videos are not there, the first is of A4C.xlsx row 6"),
-        (rows_of(*ROWS[:2], [*ROWS[2][:-1], TICK], ROWS[3]), "1 of 3 masks are not there, the first is of A4C.xlsx row 4"),
+        (
+            rows_of(*ROWS[:2], [*ROWS[2][:-1], TICK], ROWS[3]),
+            "1 of 3 masks are not there, the first is of A4C.xlsx row 4",
+        ),
         (with_cells(c7=12), "row 5: the cycle is from frame '12' to '12'"),
         (with_cells(c7=0), "row 5: the cycle is from frame '0' to '12'"),
         (with_cells(c8=None), "row 5: the cycle is from frame '1' to ''"),
@@ -173,5 +182,5 @@ def test_a_cycle_beyond_the_video(data_set: Path) -> None:
 def test_no_video_has_a_mask(data_set: Path) -> None:
     """Asked for masked videos alone, a table without a tick is told."""
     rows_of(*[[*row[:-1], None] for row in ROWS])(data_set)
-    with pytest.raises(ValueError, match="no video of A4C.xlsx has a mask"):
+    with pytest.raises(ValueError, match=r"no video of A4C\.xlsx has a mask"):
         HmcQu(root=data_set, preprocess=SMALL, only_masked=True).videos()

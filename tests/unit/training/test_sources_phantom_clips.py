@@ -22,7 +22,9 @@ from training.phantoms.echo import draw_scan
 from training.phantoms.echo_scanners import FAMILIAR, FOREIGN, SCANNERS
 from training.phantoms.subjects import draw_subject
 
-SPEC = EchoSpec(**json.loads((Path(__file__).parents[1] / "engines" / "test_preprocess_specs.json").read_text())["echo"])
+SPEC = EchoSpec(
+    **json.loads((Path(__file__).parents[1] / "engines" / "test_preprocess_specs.json").read_text())["echo"]
+)
 SMALL = SPEC.model_copy(update={"size_px": 24})
 QUICK = replace(FAMILIAR, name="quick", heights_px=(96,), frame_rate_hz=(25, 30), duration_s=(0.6, 0.7))
 DRAWN = "f02acdb8c898c5d337becf7c93437a0ac16fd671697d886ebb0d107bd7b6f8dc"
@@ -89,11 +91,16 @@ def test_the_whole_loop_has_the_pixels_of_serving() -> None:
     uneven = replace(uneven, frame_times_ms=uneven.frame_times_ms - uneven.frame_times_ms[0])
     whole = reduced_loop(uneven, SMALL)
     assert whole.shape == (20, 24, 24)
-    spec = SMALL.model_copy(update={"clip_frames": 20, "clips": 1, "frame_step_ms": 40.0, "frames_min": 8, "duration_min_ms": 9.0})
+    spec = SMALL.model_copy(
+        update={"clip_frames": 20, "clips": 1, "frame_step_ms": 40.0, "frames_min": 8, "duration_min_ms": 9.0}
+    )
     assert np.array_equal(whole, prepare_echo(loop, spec).arrays["clip"][0, 0])
 
 
 def test_readers_of_data_sets_leave_the_digests_alone(root: Path) -> None:
     """Every module of the sources but the phantoms' own is named as one that digital hearts do not pass through."""
-    stems = {path.stem for path in (root / "training" / "data" / "sources").glob("*.py")} - {"__init__", "phantom_hearts"}
+    stems = {path.stem for path in (root / "training" / "data" / "sources").glob("*.py")} - {
+        "__init__",
+        "phantom_hearts",
+    }
     assert stems == heart_arrays._DATA_SETS
