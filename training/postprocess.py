@@ -5,6 +5,7 @@ Called by ``training.export``. The predictor of the engines reads these numbers;
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from engines.bundle.manifest import (
 )
 from engines.predictors.distance import EmbeddingStatistics
 from engines.records import Modality
-from training.calibrate import conformal_half_width, venn_abers_table
+from training.calibrate import VennAbersTable, conformal_half_width, smoothed_venn_abers_table, venn_abers_table
 from training.data.targets import DISEASES, ESTIMATES, LVEF_CONDITIONS
 from training.outputs import HeartOutputs
 
@@ -72,7 +73,7 @@ def cmr_postprocess(calibration: HeartOutputs, condition: str | None) -> CmrPost
         msg = f"a cardiac MR bundle states no condition; expected one of {', '.join(LVEF_CONDITIONS)}"
         raise ValueError(msg)
     logits = calibration.heart_means("logit")[:, 0]
-    risk = _table(condition, logits, calibration)
+    risk = _table(condition, logits, calibration, smoothed_venn_abers_table)
     return CmrPostprocess(
         modality=Modality.CMR,
         risk=risk,
@@ -133,8 +134,13 @@ def _conformal(
     )
 
 
-def _table(condition: str, logits: FloatArray, calibration: HeartOutputs) -> ProbabilityTable:
-    table = venn_abers_table(logits, calibration.targets[condition])
+def _table(
+    condition: str,
+    logits: FloatArray,
+    calibration: HeartOutputs,
+    table_of: Callable[[FloatArray, FloatArray], VennAbersTable] = venn_abers_table,
+) -> ProbabilityTable:
+    table = table_of(logits, calibration.targets[condition])
     return ProbabilityTable(
         condition=condition,
         threshold_probability=_THRESHOLD_PROBABILITY,
