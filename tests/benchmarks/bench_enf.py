@@ -34,7 +34,7 @@ import torch
 
 from engines.preprocess.registry import prepare
 from engines.records import CineStack
-from engines.runtime.openvino_runner import _compiled
+from engines.runtime.openvino_runner import compiled
 from training.enf.config import EnfRun
 from training.enf.latents import frozen_field
 from training.enf.meta import MetaState, outer_step
@@ -194,7 +194,7 @@ def opened(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
 
 def served(graph: bytes, threads: int) -> Callable[[np.ndarray], Any]:
     """OpenVINO with the settings of the runner that serves: an image to all outputs by name."""
-    request = _compiled(openvino, graph, threads).create_infer_request()
+    request = compiled(openvino, graph, threads).create_infer_request()
     return lambda image: request.infer({"image": image}, share_inputs=False, share_outputs=False)
 
 
