@@ -28,7 +28,7 @@ from training.outputs import HeartOutputs
 FloatArray = NDArray[np.float64]
 
 LIMIT_PERCENTILE = 99.5
-GATE_PERCENTILE = 1.0
+GATE_PERCENTILE = 0.5
 UNDECIDED_PERCENT = 2.0
 """Share of the calibration hearts, those nearest to the threshold, that a cardiac MR engine calls neither present nor absent."""
 _UNITS = {"lvef": "%", "rvef": "%", "cardiac_output": "l/min"}
