@@ -199,7 +199,10 @@ _CMR_OPTIONS = ("label_field", "instance", "index", "frame_interval_ms", "exclud
 
 
 def _as_typed() -> str:
-    return " ".join(["purkinje-train", *sys.argv[1:]])
+    """Return the command for the page; where its files lie on this machine decides no number."""
+    given = sys.argv[1:]
+    hidden = {place for at, each in enumerate(given) if each == "--out" for place in (at, at + 1)}
+    return " ".join(["purkinje-train", *(each for at, each in enumerate(given) if at not in hidden)])
 
 
 @main.command()

@@ -28,7 +28,7 @@ from training.outputs import HeartOutputs
 FloatArray = NDArray[np.float64]
 
 LIMIT_PERCENTILE = 99.5
-GATE_PERCENTILE = 1.0
+GATE_PERCENTILE = 0.5
 LEAST_OFFSET = 0.1
 """EF points; clips that agree exactly do not make an interval without width."""
 UNDECIDED_PERCENT = 2.0

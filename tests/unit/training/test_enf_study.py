@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from training import cli
 from training.config import OptimConfig
 from training.enf import study
 from training.enf.baselines import BaselineConfig
@@ -144,3 +145,9 @@ def test_the_page_says_which_seeds_were_seen() -> None:
     assert study._seen((0, 1, 2)).endswith("of seeds 0 and 1: 0 and 1 stand here")
     assert study._seen((1, 2)).endswith(": 1 stand here")
     assert study._seen((2, 3, 4)).endswith(": neither stands here")
+
+
+def test_the_command_on_the_page_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--out`` and its folder are left out, everything else stays as it was typed."""
+    monkeypatch.setattr("sys.argv", ["x/purkinje-train", "evaluate", "enf", "--out", "/home/me/runs", "--seeds", "3"])
+    assert cli._as_typed() == "purkinje-train evaluate enf --seeds 3"
