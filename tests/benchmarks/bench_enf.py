@@ -2,9 +2,9 @@
 
 Two images, end-diastole and end-systole: the engine (one static graph in OpenVINO, with the settings it is served with) is
 compared with the same graph in ONNX Runtime, with the same network in eager torch, with the fit by automatic
-differentiation in eager torch (frozen poses, and poses that move), and with a ResNet50 in ONNX Runtime, once and averaged
-over four quarter turns. A decoded stack to its class: the same preprocessing, then the field or the ResNet50. Training:
-whole outer steps (batch, tables, loss, gradients, optimiser), first and second order.
+differentiation in eager torch (poses frozen, layers folded or as published; poses that move), and with a ResNet50 in ONNX
+Runtime, once and averaged over four quarter turns. A decoded stack to its class: the same preprocessing, then the field or
+the ResNet50. Training: whole outer steps (batch, tables, loss, gradients, optimiser), first and second order.
 
 All run in one process, one after the other in every round. Before anything is timed, engine, eager network and both
 automatic fits must agree, both networks must answer the stack as eager torch does, and both orders must start from the
@@ -39,7 +39,7 @@ from training.enf.config import EnfRun
 from training.enf.latents import frozen_field
 from training.enf.meta import MetaState, outer_step
 from training.enf.pairs import Pairs
-from training.models.enf import Enf
+from training.models.enf import Enf, Geometry, rows_near
 from training.models.enf_fit import FitConfig, fit
 from training.models.enf_risk_net import EnfRiskNet
 from training.models.invariant_transformer import InvariantTransformer
@@ -57,6 +57,7 @@ AT_LEAST = 4.0
 PEERS = (
     "images: same network, eager torch",
     "images: eager torch, automatic gradients, poses frozen",
+    "images: eager torch, layers as published, poses frozen",
     "images: eager torch, automatic gradients, poses moving",
 )
 BASES = {"images": "images: engine", "stack to class": "stack to class: engine"}
@@ -117,6 +118,8 @@ def study_arms(
 ) -> tuple[dict[str, Callable[[], Any]], bool]:
     """Every arm as a function without arguments, and whether they agree."""
     decoder, network = released(run)
+    published = AsPublished(run.shape)
+    published.load_state_dict(decoder.state_dict())
     graph = export_graph(network, input_spec(run.preprocess), EnfRiskNet.OUTPUTS)
     engine, session = served(graph, threads), opened(graph, threads)
     peer = Named(PairResNet.fifty()).eval()
@@ -132,6 +135,7 @@ def study_arms(
         "images: same graph, ONNX Runtime": lambda: session.run(None, {"image": image})[contexts_at],
         "images: same network, eager torch": lambda: eager(network, frames),
         "images: eager torch, automatic gradients, poses frozen": lambda: automatic(run, decoder, frames, 0.0),
+        "images: eager torch, layers as published, poses frozen": lambda: automatic(run, published, frames, 0.0),
         "images: eager torch, automatic gradients, poses moving": lambda: automatic(run, decoder, frames, MOVING_RATE),
         "images: ResNet50, ONNX Runtime": lambda: resnet.run(None, {"image": image}),
         "images: ResNet50 C4, ONNX Runtime": lambda: [resnet.run(None, {"image": each}) for each in turned],
@@ -140,7 +144,7 @@ def study_arms(
         "stack to class: ResNet50, ONNX Runtime": lambda: stack_logit(run, stack, resnet_logit),
     }
     contexts = arms["images: engine"]()
-    found = [arms[name]() for name in list(arms)[1:5]]
+    found = [arms[name]() for name in list(arms)[1:6]]
     fits_agree = all(np.abs(each - contexts).max() <= AGREEMENT for each in found)
     answers = ((lambda x: engine(x)["logit"], network), (resnet_logit, peer))
     return arms, fits_agree and all(answers_as(run, stack, *pair) for pair in answers)
@@ -161,6 +165,24 @@ def answers_as(run: EnfRun, stack: CineStack, answer: Answer, network: torch.nn.
     image = torch.from_numpy(prepare(stack, run.preprocess).arrays["image"])
     expected = float(network(image)["logit"])
     return abs(stack_logit(run, stack, answer) - expected) <= AGREEMENT * max(1.0, abs(expected))
+
+
+class AsPublished(Enf):
+    """The same decoder with its layers one after the other, as the paper writes them: nothing is folded beforehand."""
+
+    def folded_query(self, a: torch.Tensor) -> torch.Tensor:
+        """Return the queries themselves, [G, P, K, H, A]."""
+        return self.query(self.query_embedding(a)).unflatten(-1, (self.shape.heads, -1))
+
+    def decode(self, geometry: Geometry, contexts_BNC: torch.Tensor) -> torch.Tensor:
+        """Return [B, P, O]."""
+        near = rows_near(contexts_BNC, geometry.index)  # [B, P, K, C]
+        keys = self.key(near).unflatten(-1, (self.shape.heads, -1))  # [B, P, K, H, A]
+        asked = (geometry.query * keys).sum(dim=-1) + geometry.window_logit[..., None]
+        film = self.value(near) * (1.0 + geometry.scale) + geometry.shift
+        hidden = torch.nn.functional.gelu(self.value_hidden(film), approximate="tanh")
+        values = self.value_out(hidden).unflatten(-1, (self.shape.heads, -1))  # [B, P, K, H, E]
+        return self.head((torch.softmax(asked, dim=2)[..., None] * values).sum(dim=2).flatten(2))
 
 
 class Named(torch.nn.Module):
