@@ -32,6 +32,8 @@ class SourceInstance:
 
     ``frame_numbers`` are 1-based and empty when the whole instance was used.
     ``waveform_channels`` are (multiplex group, channel) pairs, 1-based, channel 0 = all (PS3.3 C.18.5).
+    ``view_labels`` are (attribute, text) pairs with which the source states its view, upper case. They are compared with
+    the patterns of the view check and never printed: free text may hold anything.
     """
 
     sop_class_uid: str
@@ -39,6 +41,7 @@ class SourceInstance:
     series_instance_uid: str
     frame_numbers: tuple[int, ...] = ()
     waveform_channels: tuple[tuple[int, int], ...] = ()
+    view_labels: tuple[tuple[str, str], ...] = ()
 
 
 @runtime_checkable
@@ -57,6 +60,9 @@ class FrameSource(Protocol):
 
     def chroma_spread(self, index: int) -> float:
         """Mean absolute departure from grey of one frame, 0 (grey) to 255; 0 for monochrome sources."""
+
+    def chroma(self, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the departure from grey of each pixel of the asked frames, uint8 [H, W]; 0-based, non-decreasing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +89,9 @@ class ArrayFrames:
 
     def chroma_spread(self, index: int) -> float:  # noqa: ARG002 - grey by construction
         return 0.0
+
+    def chroma(self, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        return (np.zeros(self.shape_HW, np.uint8) for _ in indices)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from engines.build.limits import checks
 from engines.bundle.golden import GoldenCase
+from engines.bundle.manifest import TrustedLabel
 from engines.bundle.reader import Bundle
 from engines.errors import EngineError, Refusal, SelfTestFailed
+from engines.predictors.view_check import ViewCheck, check_gate, gate_bundle
 from engines.preprocess.registry import Prepared, prepare
 from engines.runtime.open import RUNTIMES, Opener
 from engines.runtime.runner import Runner
@@ -124,6 +126,43 @@ def open_verified_runner(
         if runner is not None:
             return runner, tuple(rejected)
     msg = f"no runtime serves {bundle.manifest.name}: {'; '.join(rejected) or 'none was named'}"
+    raise SelfTestFailed(msg)
+
+
+def open_view_check(
+    bundle: Bundle,
+    preference: Sequence[str] = PREFERENCE,
+    runtimes: Mapping[str, Opener] = RUNTIMES,
+    *,
+    trusted: Sequence[TrustedLabel] = (),
+) -> ViewCheck | None:
+    """Open the gate of a bundle in the first runtime that agrees with its golden logits; None for a bundle without one.
+
+    Args:
+        bundle: verified.
+        preference: names of runtimes, best first.
+        runtimes: name -> how to open one.
+        trusted: labels the site trusts besides those of the bundle.
+
+    Raises:
+        SelfTestFailed: no runtime agrees.
+    """
+    gate = bundle.manifest.gate
+    if gate is None:
+        return None
+    rejected: list[str] = []
+    for name in preference:
+        runner = None
+        try:
+            runner = runtimes[name](gate_bundle(bundle, gate))
+            check_gate(bundle, gate, runner)
+        except EngineError as error:
+            rejected.append(f"{name}: {error}")
+            if runner is not None:
+                runner.close()
+            continue
+        return ViewCheck(gate, runner, trusted)
+    msg = f"no runtime serves the view check of {bundle.manifest.name}: {'; '.join(rejected) or 'none was named'}"
     raise SelfTestFailed(msg)
 
 

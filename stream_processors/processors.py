@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import structlog
+from threadpoolctl import threadpool_limits
 
 from engines.errors import DeviceLost
 from engines.predictions import ModelIdentity
@@ -101,6 +102,9 @@ class _Process:
                 return 0
             except DeviceLost as error:
                 return self._ended(f"while starting: {error}")
+            # Preprocessing multiplies many small matrices: with a thread of the BLAS library on every core they take
+            # thirty times as long, and hold up the other lanes. After the lanes, because it reaches loaded libraries only.
+            stack.enter_context(threadpool_limits(limits=self.settings.engine.threads, user_api="blas"))
             return self._work(lanes, board)
 
     def _work(self, lanes: list[Lane], board: StatusBoard) -> int:

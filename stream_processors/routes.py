@@ -6,7 +6,7 @@ modality has several lanes, their routes share its engine, and each has a child 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ import structlog
 
 from engines.accelerate import PARTS, GpuOptions, open_accelerated
 from engines.build.compile import BatchRange
+from engines.bundle.manifest import TrustedLabel, ViewAttribute
 from engines.bundle.reader import load_bundle, released_bundle
 from engines.decode.sandbox import DecodeLimits, DecodeSandbox
 from engines.decode.spool import Spool
@@ -26,7 +27,7 @@ from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
 from engines.runtime.batcher import BatchLimits
 from engines.runtime.open import RUNTIMES
-from engines.selftest import open_verified_runner
+from engines.selftest import open_verified_runner, open_view_check
 from orthanc_plugin.wire.events import ready_topic
 from stream_processors.settings import BatchSettings, DecodeSettings, EngineSettings
 
@@ -137,13 +138,25 @@ def open_engine(
     bundle = load_bundle(path)
     openers: dict[str, Any] = {name: partial(runner, threads=settings.threads) for name, runner in RUNTIMES.items()}
     runner, rejected = open_verified_runner(bundle, settings.cpu_runtimes, openers)
+    view_check = open_view_check(
+        bundle, settings.cpu_runtimes, openers, trusted=trusted_labels(settings.trusted_view_labels)
+    )
     if "tensorrt" in settings.runtimes:
         options = gpu_options(modality, settings, build=build)
         say = partial(_log.info, "engine.opening", modality=modality.value)
         runner = open_accelerated(
             bundle, options, cpu=runner, log=lambda sentence: say(message=sentence), building=building, parts=PARTS
         )
-    return Predictor(bundle, runner, rejected)
+    return Predictor(bundle, runner, rejected, view_check)
+
+
+def trusted_labels(labels: Mapping[ViewAttribute, tuple[str, ...]]) -> tuple[TrustedLabel, ...]:
+    """The patterns of the settings in the form of the manifest."""
+    return tuple(
+        TrustedLabel(attribute=attribute, pattern=pattern)
+        for attribute, patterns in labels.items()
+        for pattern in patterns
+    )
 
 
 def gpu_options(modality: Modality, settings: EngineSettings, *, build: bool) -> GpuOptions:

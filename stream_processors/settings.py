@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from engines.bundle.manifest import TrustedLabel, ViewAttribute
 from engines.records import Modality
 from stream_processors.errors import SettingsInvalid
 from stream_processors.stages import Stage
@@ -199,7 +200,9 @@ class EngineSettings(_Frozen):
     """Which bundles serve and on what; the folders ``<bundles>/<modality>`` take the place of the released ones.
 
     ``runtimes`` are tried in their order. TensorRT stands first, since what serves where it cannot is a runtime of the
-    CPU behind it; it costs nothing on a machine without a GPU.
+    CPU behind it; it costs nothing on a machine without a GPU. ``trusted_view_labels`` maps an attribute (``ViewName``) to
+    patterns of the texts with which this site's scanners state an apical four-chamber view; such clips need not pass the
+    view check of an echo engine.
     """
 
     bundles: Path | None = None
@@ -207,6 +210,15 @@ class EngineSettings(_Frozen):
     threads: int = Field(default=1, ge=1, le=64)
     gpu: GpuSettings = GpuSettings()
     batch: LaneSettings = LaneSettings()
+    trusted_view_labels: Mapping[ViewAttribute, tuple[str, ...]] = Field(default_factory=dict)
+
+    @field_validator("trusted_view_labels")
+    @classmethod
+    def _patterns(cls, labels: Mapping[ViewAttribute, tuple[str, ...]]) -> Mapping[ViewAttribute, tuple[str, ...]]:
+        for attribute, patterns in labels.items():
+            for pattern in patterns:
+                TrustedLabel(attribute=attribute, pattern=pattern)
+        return labels
 
     @model_validator(mode="after")
     def _a_cpu_stands_behind(self) -> EngineSettings:

@@ -45,6 +45,9 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup)
 def main() -> None:
     """Trains engines on data sets and releases them as bundles."""
+    from training.data.worker_pool import use_one_thread
+
+    use_one_thread()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +116,15 @@ def train(run: RunOptions, data: Path | None, weights: Path | None, device: str)
 @run_options
 @click.option("--bundle", type=_FOLDER, required=True, help="Folder of the bundle; replaced where it exists.")
 @click.option("--docs", type=_FOLDER, help="Folder that receives a copy of the model card.")
-def release(run: RunOptions, bundle: Path, docs: Path | None) -> None:
-    """Train RECIPE to its end and write its bundle, measured on hearts it never saw."""
+@click.option(
+    "--gate", type=_PRESENT, help="Folder of a released view check, which the bundle of an echo engine takes."
+)
+def release(run: RunOptions, bundle: Path, docs: Path | None, gate: Path | None) -> None:
+    """Train RECIPE to its end and write its bundle, measured on hearts it never saw; a view network becomes a gate."""
     from training.export import copy_card
     from training.release import release_run
 
-    click.echo(release_run(run.config, run.out, bundle, workers=run.workers, threads=run.threads))
+    click.echo(release_run(run.config, run.out, bundle, workers=run.workers, threads=run.threads, gate=gate))
     if docs is not None:
         click.echo(copy_card(bundle, docs))
 
@@ -153,6 +159,7 @@ def evaluate() -> None:
     help="Training, validation, test hearts.",
 )
 @click.option("--seeds", type=_COUNT, default=3, show_default=True, help="How many.")
+@click.option("--first-seed", type=click.IntRange(min=0), default=2, show_default=True, help="The others follow.")
 @click.option("--dicom-studies", type=click.IntRange(min=0), default=20, show_default=True, help="Written turned.")
 @click.option("--segmentation-hearts", type=click.IntRange(min=0), default=100, show_default=True, help="0: none.")
 @click.option("--contours", type=_PRESENT, help="Stacks with expert contours to check the segmentation with.")

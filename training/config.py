@@ -62,6 +62,17 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewDataConfig(DataConfig):
+    """Loops of all views instead of hearts: every second one is apical four-chamber, the others take turns.
+
+    Args:
+        frames: looked at in each loop, by training and by the view check alike.
+    """
+
+    frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Epochs, batch and AdamW; ``autocast_bfloat16`` runs the network's convolutions in half the bytes."""
 

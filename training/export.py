@@ -27,7 +27,7 @@ from engines.bundle.manifest import (
     Postprocess,
     TensorSpec,
 )
-from engines.bundle.writer import write_bundle
+from engines.bundle.writer import GateFiles, write_bundle
 from engines.predictors.distance import EmbeddingStatistics
 from engines.records import Modality
 from training.config import BundleConfig, DataConfig
@@ -39,6 +39,7 @@ from training.onnx_graph import check_parity, export_graph
 from training.outputs import HeartOutputs, heart_outputs
 from training.postprocess import LIMIT_PERCENTILE, cmr_postprocess, distance_limit, ecg_postprocess, echo_postprocess
 from training.signature import input_spec, output_specs
+from training.view_gate import GatePart
 
 _log = structlog.get_logger()
 
@@ -53,6 +54,8 @@ class Release:
         batch_size: inputs that go through the network at once.
         condition: what the logit of a cardiac MR network speaks for; None for other networks.
         metrics: measured by the caller, besides those that every bundle gets.
+        gate: the view check that an echo bundle carries, or None.
+        interval_by_spread: whether the interval of an echo engine grows with the spread between clips.
     """
 
     data: DataConfig
@@ -60,10 +63,14 @@ class Release:
     batch_size: int
     condition: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    gate: GatePart | None = None
+    interval_by_spread: bool = False
 
 
 _POSTPROCESS: dict[Modality, Callable[[HeartOutputs, Release], Postprocess]] = {
-    Modality.ECHO: lambda calibration, release: echo_postprocess(calibration, release.bundle.coverage_percent),
+    Modality.ECHO: lambda calibration, release: echo_postprocess(
+        calibration, release.bundle.coverage_percent, by_spread=release.interval_by_spread
+    ),
     Modality.CMR: lambda calibration, release: cmr_postprocess(calibration, release.condition),
     Modality.ECG: lambda calibration, release: ecg_postprocess(calibration, release.bundle.coverage_percent),
 }
@@ -101,11 +108,19 @@ class BundleParts:
     graph: bytes
     golden: list[GoldenCase]
     embedding: EmbeddingStatistics
+    gate: GateFiles | None
 
     def write(self, directory: Path, metrics: dict[str, float]) -> Path:
         """Write the bundle with these metrics."""
         draft = self.draft.model_copy(update={"metrics": metrics})
-        return write_bundle(directory, draft, onnx_bytes=self.graph, golden=self.golden, embedding=self.embedding)
+        return write_bundle(
+            directory,
+            draft,
+            onnx_bytes=self.graph,
+            golden=self.golden,
+            embedding=self.embedding,
+            gate=self.gate,
+        )
 
 
 def export_bundle(release: Release, network: nn.Module, arrays: HeartArrays, split: Split, directory: Path) -> Path:
@@ -153,7 +168,7 @@ def _parts(release: Release, network: nn.Module, arrays: HeartArrays, split: Spl
     _log.info("graph.checked", bytes=len(graph), largest_difference=parity)
     embedding = EmbeddingStatistics.fit(training.all_rows("embedding"))
     draft = ManifestDraft(
-        schema_version=1,
+        schema_version=1 if release.gate is None else 2,
         name=release.bundle.name,
         version=release.bundle.version,
         modality=release.data.modality,
@@ -174,9 +189,11 @@ def _parts(release: Release, network: nn.Module, arrays: HeartArrays, split: Spl
         ),
         golden=_golden_section(spec, outputs),
         metrics={},
+        gate=None if release.gate is None else release.gate.manifest,
     )
     golden = golden_cases(release.data, graph, spec, count=release.bundle.golden_hearts)
-    return BundleParts(draft=draft, graph=graph, golden=golden, embedding=embedding)
+    gate = None if release.gate is None else release.gate.files
+    return BundleParts(draft=draft, graph=graph, golden=golden, embedding=embedding, gate=gate)
 
 
 def _golden_section(spec: TensorSpec, outputs: tuple[TensorSpec, ...]) -> Golden:

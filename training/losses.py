@@ -29,5 +29,10 @@ def ecg_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Te
     return torch.stack(estimates).mean() + 0.5 * diseases
 
 
+def view_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    """Return the cross-entropy of ``view_logits`` [B, V] against the number of the view [B], labels softened a little."""
+    return functional.cross_entropy(outputs["view_logits"], targets["view"].long(), label_smoothing=0.05)
+
+
 def _huber(predicted: Tensor, truth: Tensor, spread: float) -> Tensor:
     return functional.smooth_l1_loss(predicted / spread, truth / spread, beta=0.5)

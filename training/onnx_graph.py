@@ -69,11 +69,16 @@ def export_graph(network: nn.Module, input_spec: TensorSpec, output_names: Seque
 
 def run_graph(graph: bytes, name: str, inputs: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
     """Return the named outputs of ONNX Runtime on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = opened_graph(graph, 1)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {name: inputs}), strict=True))
+
+
+def opened_graph(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """Return a session of ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 @torch.inference_mode()

@@ -27,5 +27,7 @@ def numbers(kind: type[int | float], count: int) -> Callable[..., Any]:
 
 
 def as_typed() -> str:
-    """Return the command line, as a page says how it is made again."""
-    return " ".join(["purkinje-train", *sys.argv[1:]])
+    """Return the command for the page; where its files lie on this machine decides no number."""
+    given = sys.argv[1:]
+    hidden = {place for at, each in enumerate(given) if each == "--out" for place in (at, at + 1)}
+    return " ".join(["purkinje-train", *(each for at, each in enumerate(given) if at not in hidden)])

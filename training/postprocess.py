@@ -5,6 +5,7 @@ Called by ``training.export``. The predictor of the engines reads these numbers;
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -20,15 +21,17 @@ from engines.bundle.manifest import (
 )
 from engines.predictors.distance import EmbeddingStatistics
 from engines.records import Modality
-from training.calibrate import conformal_half_width, venn_abers_table
+from training.calibrate import VennAbersTable, conformal_half_width, smoothed_venn_abers_table, venn_abers_table
 from training.data.targets import DISEASES, ESTIMATES, LVEF_CONDITIONS
 from training.outputs import HeartOutputs
 
 FloatArray = NDArray[np.float64]
 
 LIMIT_PERCENTILE = 99.5
-GATE_PERCENTILE = 1.0
-UNDECIDED_PERCENT = 5.0
+GATE_PERCENTILE = 0.5
+LEAST_OFFSET = 0.1
+"""EF points; clips that agree exactly do not make an interval without width."""
+UNDECIDED_PERCENT = 2.0
 """Share of the calibration hearts, those nearest to the threshold, that a cardiac MR engine calls neither present nor absent."""
 _UNITS = {"lvef": "%", "rvef": "%", "cardiac_output": "l/min"}
 _RANGES = {"lvef": (0.0, 100.0), "rvef": (0.0, 100.0), "cardiac_output": (0.0, 30.0)}
@@ -36,12 +39,32 @@ _THRESHOLD_PROBABILITY = 0.5
 _VENN_ABERS_COVERAGE: Literal[100] = 100
 
 
-def echo_postprocess(calibration: HeartOutputs, coverage_percent: float | None) -> EchoPostprocess:
-    """Return interval and spread limit of the ejection fraction, averaged over clips."""
+def echo_postprocess(
+    calibration: HeartOutputs, coverage_percent: float | None, *, by_spread: bool = False
+) -> EchoPostprocess:
+    """Return interval and spread limit of the ejection fraction, averaged over clips.
+
+    Args:
+        calibration: hearts the network never saw.
+        coverage_percent: of the interval.
+        by_spread: widen the interval where the clips of a heart differ more: residuals are divided by (standard deviation
+            between clips + its median over the hearts). Of one clip the spread is the limit, as the predictor assumes.
+
+    Source: Papadopoulos, Gammerman, Vovk, "Normalized nonconformity measures for regression conformal prediction", 2008.
+    """
     estimate = _conformal("lvef", calibration.heart_means("ef")[:, 0], calibration.targets["lvef"], coverage_percent)
-    spreads = [clips[:, 0].std(ddof=1) for clips in calibration.clips["ef"] if len(clips) > 1]
-    limit = float(np.percentile(spreads, LIMIT_PERCENTILE))
-    return EchoPostprocess(modality=Modality.ECHO, lvef=estimate, clip_sd_limit_percent=round(limit, 3))
+    spreads = [float(clips[:, 0].std(ddof=1)) if len(clips) > 1 else np.nan for clips in calibration.clips["ef"]]
+    limit = round(float(np.nanpercentile(spreads, LIMIT_PERCENTILE)), 3)
+    if by_spread:
+        estimate = _by_spread(estimate, calibration, np.nan_to_num(np.array(spreads), nan=limit))
+    return EchoPostprocess(modality=Modality.ECHO, lvef=estimate, clip_sd_limit_percent=limit)
+
+
+def _by_spread(estimate: ConformalEstimate, calibration: HeartOutputs, spreads: FloatArray) -> ConformalEstimate:
+    offset = round(max(float(np.median(spreads)), LEAST_OFFSET), 4)
+    residuals = np.abs(calibration.heart_means("ef")[:, 0] - calibration.targets["lvef"])
+    quantile = conformal_half_width(residuals / (spreads + offset), estimate.coverage_percent)
+    return estimate.model_copy(update={"conformal_quantile": round(quantile, 4), "sd_offset": offset})
 
 
 def cmr_postprocess(calibration: HeartOutputs, condition: str | None) -> CmrPostprocess:
@@ -50,7 +73,7 @@ def cmr_postprocess(calibration: HeartOutputs, condition: str | None) -> CmrPost
         msg = f"a cardiac MR bundle states no condition; expected one of {', '.join(LVEF_CONDITIONS)}"
         raise ValueError(msg)
     logits = calibration.heart_means("logit")[:, 0]
-    risk = _table(condition, logits, calibration)
+    risk = _table(condition, logits, calibration, smoothed_venn_abers_table)
     return CmrPostprocess(
         modality=Modality.CMR,
         risk=risk,
@@ -111,8 +134,13 @@ def _conformal(
     )
 
 
-def _table(condition: str, logits: FloatArray, calibration: HeartOutputs) -> ProbabilityTable:
-    table = venn_abers_table(logits, calibration.targets[condition])
+def _table(
+    condition: str,
+    logits: FloatArray,
+    calibration: HeartOutputs,
+    table_of: Callable[[FloatArray, FloatArray], VennAbersTable] = venn_abers_table,
+) -> ProbabilityTable:
+    table = table_of(logits, calibration.targets[condition])
     return ProbabilityTable(
         condition=condition,
         threshold_probability=_THRESHOLD_PROBABILITY,

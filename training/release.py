@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from training.config import RunConfig
+from training.config import RunConfig, ViewDataConfig
 from training.coreecho.config import AnyEchoRun, EchoRun
 from training.coreecho.release import ON_PHANTOMS, ClipTraining, evaluate_echo, release_echo, train_echo_run
 from training.data.heart_arrays import HeartArrays, heart_arrays
@@ -19,7 +19,8 @@ from training.enf.release import evaluate_enf, release_enf, train_enf
 from training.evaluate import evaluate_bundle
 from training.export import Release, export_bundle
 from training.loop import run_digest, train
-from training.signature import input_spec
+from training.signature import input_of, input_spec
+from training.view_gate import export_gate, read_gate
 
 ARRAYS_FOLDER = "arrays"
 AnyRun = RunConfig | EnfRun | AnyEchoRun
@@ -47,16 +48,24 @@ def train_run(config: AnyRun, out: Path, *, workers: int, threads: int, clips: C
     return folder
 
 
-def release_run(config: AnyRun, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
-    """Train where needed, then write the bundle; returns its folder."""
+def release_run(  # noqa: PLR0913 - what, where from, where to, and how
+    config: AnyRun, out: Path, bundle: Path, *, workers: int, threads: int, gate: Path | None = None
+) -> Path:
+    """Train where needed, then write the bundle; returns its folder.
+
+    A view network becomes a gate: a folder that ``gate`` of the release of an echo engine takes.
+    """
     if isinstance(config, EchoRun):
-        return release_echo(config, out, bundle, workers=workers, threads=threads)
+        return release_echo(config, out, bundle, workers=workers, threads=threads, gate=gate)
     if isinstance(config, EnfRun):
         return release_enf(config, out, bundle, workers=workers, threads=threads)
     torch.set_num_threads(threads)
     arrays, split = _hearts(config, out, workers)
     network = train(config, arrays, split, run_folder(config, arrays, out))
-    release = Release(data=config.data, bundle=config.bundle, batch_size=config.optim.batch_size)
+    if isinstance(config.data, ViewDataConfig):
+        return export_gate(config, network, arrays, split, bundle)
+    part = None if gate is None else read_gate(gate)
+    release = Release(data=config.data, bundle=config.bundle, batch_size=config.optim.batch_size, gate=part)
     return export_bundle(release, network, arrays, split, bundle)
 
 
@@ -76,6 +85,6 @@ def run_folder(config: RunConfig, arrays: HeartArrays, out: Path) -> Path:
 
 
 def _hearts(config: RunConfig, out: Path, workers: int) -> tuple[HeartArrays, Split]:
-    spec = input_spec(config.data.preprocess)
+    spec = input_of(config.data)
     arrays = heart_arrays(out / ARRAYS_FOLDER, config.data, spec, workers=workers)
     return arrays, split_hearts(config.data.hearts, config.data.split, config.data.seed)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from engines.bundle.manifest import TensorSpec
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
 from engines.records import LEAD_NAMES, Modality
+from training.config import DataConfig, ViewDataConfig
 from training.data.targets import DISEASES, ESTIMATES
 
 _VALUES = {
@@ -29,6 +30,19 @@ def input_spec(spec: EchoSpec | CmrSpec | EcgSpec) -> TensorSpec:
             return TensorSpec(name="image", dtype="float32", shape=(-1, 2, spec.size_px, spec.size_px))
         case EcgSpec():
             return TensorSpec(name="ecg", dtype="float32", shape=(-1, len(LEAD_NAMES), spec.window_samples))
+
+
+def frame_spec(spec: EchoSpec) -> TensorSpec:
+    """Return the one input of a view network: single frames of what ``spec`` prepares."""
+    return TensorSpec(name="frames", dtype="uint8", shape=(-1, 1, spec.size_px, spec.size_px))
+
+
+def input_of(data: DataConfig) -> TensorSpec:
+    """Return the one input of a network that is trained on these data."""
+    if isinstance(data, ViewDataConfig):
+        assert isinstance(data.preprocess, EchoSpec)
+        return frame_spec(data.preprocess)
+    return input_spec(data.preprocess)
 
 
 def output_specs(modality: Modality, shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:

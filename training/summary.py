@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.config import RunConfig, describe
 from training.coreecho.config import AnyEchoRun, CoReEchoRun, EchoRun
 from training.enf.config import EnfRun
-from training.signature import input_spec
+from training.signature import input_of
 
 _DEPTH = 3
 AnyRun = RunConfig | EnfRun | AnyEchoRun
@@ -93,7 +93,7 @@ def _classifier(config: EnfRun) -> nn.Module:
 
 
 def _input(config: RunConfig | EchoRun) -> Tensor:
-    spec = input_spec(config.data.preprocess)
+    spec = input_of(config.data)
     return torch.zeros((1, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from engines.bundle.manifest import ConformalEstimate, ManifestDraft, ProbabilityTable, TensorSpec
+from engines.bundle.manifest import ConformalEstimate, ManifestDraft, ProbabilityTable, TensorSpec, ViewGate
 from engines.records import Modality
 
 NOT_FOR_CLINICAL_USE = "not for clinical use"
@@ -109,6 +109,8 @@ def _abstention(manifest: ManifestDraft) -> list[str]:
     limit = manifest.out_of_distribution
     nearer = f"{limit.limit_percentile:g} % of held-out cases lie nearer"
     sentences = [f"The embedding lies farther from the training set than {limit.limit_distance:.4g} ({nearer})."]
+    if manifest.gate is not None:
+        sentences.insert(0, _gate_sentence(manifest.gate))
     if manifest.postprocess.modality is Modality.ECHO:
         spread = manifest.postprocess.clip_sd_limit_percent
         sentences.append(f"The clips of one study differ by more than {spread:g} EF points (standard deviation).")
@@ -117,6 +119,15 @@ def _abstention(manifest: ManifestDraft) -> list[str]:
         share = f"{gate.percentile:g} % of held-out hearts lie below"
         sentences.append(f"The reconstruction of either frame has a PSNR below {gate.minimum_db:.4g} dB ({share}).")
     return _bullets(sentences)
+
+
+def _gate_sentence(gate: ViewGate) -> str:
+    believed = f" Labels believed without looking: {len(gate.trusted_labels)}." if gate.trusted_labels else ""
+    return (
+        f"The view check ({gate.name}) sees the {gate.accepted_view.replace('_', ' ')} view in no loop with a probability "
+        f"of at least {gate.threshold_probability:g} over {gate.frames} frames, {gate.margin_probability:g} above any "
+        f"other view.{believed}"
+    )
 
 
 def _bullets(sentences: Iterable[str]) -> list[str]:

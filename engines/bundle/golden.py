@@ -126,7 +126,7 @@ def _split_loop(loop: CineLoop) -> tuple[Arrays, dict[str, Any]]:
     frames_THW = np.stack(list(loop.frames.luma(range(len(loop.frames)))))
     arrays: Arrays = {"frames_THW": frames_THW, "frame_times_ms": loop.frame_times_ms}
     fields = {name: getattr(loop, name) for name in ("region_px", "spacing_mm", "heart_rate_bpm", "view")}
-    return arrays, {"record": "CineLoop", **fields, "source": asdict(loop.source)}
+    return arrays, {"record": "CineLoop", **fields, "source": _source_fields(loop.source)}
 
 
 def _join_loop(arrays: Mapping[str, NDArray[Any]], fields: Mapping[str, Any]) -> CineLoop:
@@ -147,7 +147,7 @@ _STACK_ARRAYS = ("images_SPHW", "slice_positions_mm", "trigger_times_ms")
 def _split_stack(stack: CineStack) -> tuple[Arrays, dict[str, Any]]:
     arrays: Arrays = {name: getattr(stack, name) for name in _STACK_ARRAYS}
     fields = {name: getattr(stack, name) for name in ("spacing_mm", "orientation", "heart_rate_bpm")}
-    sources = [[asdict(source) for source in row] for row in stack.sources_SP]
+    sources = [[_source_fields(source) for source in row] for row in stack.sources_SP]
     return arrays, {"record": "CineStack", **fields, "sources_SP": sources}
 
 
@@ -165,7 +165,7 @@ def _join_stack(arrays: Mapping[str, NDArray[Any]], fields: Mapping[str, Any]) -
 
 def _split_ecg(ecg: EcgRecord) -> tuple[Arrays, dict[str, Any]]:
     fields = {name: getattr(ecg, name) for name in ("sampling_rate_hz", "highpass_hz", "lowpass_hz", "warnings")}
-    lists = {"derived_leads": sorted(ecg.derived_leads), "source": asdict(ecg.source)}
+    lists = {"derived_leads": sorted(ecg.derived_leads), "source": _source_fields(ecg.source)}
     return {"signal_mv": ecg.signal_mv}, {"record": "EcgRecord", **fields, **lists}
 
 
@@ -179,6 +179,11 @@ def _join_ecg(arrays: Mapping[str, NDArray[Any]], fields: Mapping[str, Any]) -> 
         lowpass_hz=fields["lowpass_hz"],
         warnings=tuple(fields["warnings"]),
     )
+
+
+def _source_fields(source: SourceInstance) -> dict[str, Any]:
+    """Without what the source calls its view: free text has no place in a bundle."""
+    return {name: value for name, value in asdict(source).items() if name != "view_labels"}
 
 
 def _source(fields: Mapping[str, Any]) -> SourceInstance:

@@ -10,20 +10,31 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION, GATED_SCHEMA_VERSION = 1, 2
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
 GOLDEN_NAME = "golden.npz"
 EMBEDDING_NAME = "embedding.npz"
 CARD_NAME = "MODEL_CARD.md"
+GATE_GRAPH_NAME = "gate.onnx"
+GATE_GOLDEN_NAME = "gate_golden.npz"
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=64)]
 BundleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)]
@@ -37,6 +48,8 @@ CoveragePercent = Annotated[float, Field(gt=0, le=100)]
 FRAMES = 2
 """Images of one cardiac MR study: end-diastole, then end-systole."""
 _PSNR = "psnr_db"
+ViewAttribute = Literal["ViewCodeSequence", "ViewName", "SeriesDescription", "ProtocolName"]
+"""Attributes in which a source may state its view."""
 DType = Literal["uint8", "int32", "int64", "float16", "float32", "float64"]
 
 
@@ -200,6 +213,69 @@ class OutOfDistribution(_Part):
     limit_percentile: CoveragePercent
 
 
+class TrustedLabel(_Part):
+    """A label of the source that is believed without looking.
+
+    Args:
+        attribute: keyword of the attribute that holds it.
+        pattern: regular expression, searched in the text in upper case.
+    """
+
+    attribute: ViewAttribute
+    pattern: Annotated[str, Field(min_length=1, max_length=200)]
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            msg = f"not a regular expression: {error}"
+            raise ValueError(msg) from None
+        return pattern
+
+
+class ViewGate(_Part):
+    """A second graph that looks at single frames first and lets only the accepted view through.
+
+    Args:
+        name: of the network.
+        graph, golden: its files; ``golden`` holds frames and logits, replayed at every start.
+        golden_tolerance: absolute, of the logits.
+        input: frames, one channel, as large as those of the engine's clips.
+        output: one logit per view.
+        views: names of the output's columns.
+        accepted_view: the one that passes.
+        threshold_probability: least probability of the accepted view, the mean over the frames.
+        margin_probability: least lead over every other view.
+        frames: looked at in each loop, evenly spaced.
+        loops_max: best loops of a study that the engine answers from.
+        trusted_labels: let a loop pass whatever it looks like; empty where no label is believed.
+    """
+
+    name: BundleName
+    graph: FileName
+    golden: FileName
+    golden_tolerance: NonNegative
+    input: TensorSpec
+    output: TensorSpec
+    views: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...], Field(min_length=2)]
+    accepted_view: str
+    threshold_probability: Annotated[float, Field(gt=0, lt=1)]
+    margin_probability: Annotated[float, Field(ge=0, lt=1)]
+    frames: Annotated[int, Field(ge=1, le=64)]
+    loops_max: Annotated[int, Field(ge=1, le=16)]
+    trusted_labels: tuple[TrustedLabel, ...]
+
+    @model_validator(mode="after")
+    def _one_column_per_view(self) -> Self:
+        _require(len(set(self.views)) == len(self.views), "names of views are unique")
+        _require(self.accepted_view in self.views, f"an accepted view among {', '.join(self.views)}")
+        _require(self.output.shape == (-1, len(self.views)), "a gate output with one column per view")
+        _require(self.output.dtype == "float32", "gate logits in float32")
+        return self
+
+
 class Golden(_Part):
     """Records with known results, replayed at every start.
 
@@ -221,9 +297,10 @@ class ManifestDraft(_Part):
         method: how the numbers come about, in words a cardiologist understands.
         training_data: what the network has seen ("digital phantoms only").
         metrics: name -> measured value on held-out data; the model card's table is generated from it. Units in names.
+        gate: looks at the input before the graph does, or None. Schema 1 does not know it: there it is None and not written.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     name: BundleName
     version: Version
     modality: Modality
@@ -239,6 +316,22 @@ class ManifestDraft(_Part):
     out_of_distribution: OutOfDistribution
     golden: Golden
     metrics: dict[str, float]
+    gate: ViewGate | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gate_by_schema(cls, document: Any) -> Any:
+        if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+            return document
+        _require(document.get("gate") is None, f"schema {GATED_SCHEMA_VERSION} for a bundle with a gate")
+        return {**document, "gate": None}
+
+    @model_serializer(mode="wrap")
+    def _without_what_its_schema_lacks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if self.schema_version == SCHEMA_VERSION:
+            del written["gate"]
+        return written
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -248,14 +341,20 @@ class ManifestDraft(_Part):
         _require(len(set(names)) == len(names), "tensor names are unique")
         _require(self.golden.prepared_tolerance.keys() == {t.name for t in self.inputs}, "a tolerance per input")
         _require(self.golden.output_tolerance.keys() == {t.name for t in self.outputs}, "a tolerance per output")
-        files = [self.graph, self.golden.file, self.out_of_distribution.file, CARD_NAME, MANIFEST_NAME]
+        files = [*self.named_files(), MANIFEST_NAME]
         _require(len(set(files)) == len(files), f"a name of its own for each file; found {sorted(files)}")
         widths = {tensor.name: tensor.shape[1:] for tensor in self.outputs}
         _require(len(widths.get(self.out_of_distribution.output, ())) == 1, "an output that is the embedding")
         for name, width in _answer_widths(self.postprocess).items():
             _require(widths.get(name) == (width,), f"output {name} with {width} columns, as postprocess calibrates")
         _check_latents(self.postprocess, widths)
+        _check_gate(self)
         return self
+
+    def named_files(self) -> tuple[str, ...]:
+        """Every file but the manifest itself."""
+        gate = () if self.gate is None else (self.gate.graph, self.gate.golden)
+        return (self.graph, self.golden.file, self.out_of_distribution.file, CARD_NAME, *gate)
 
 
 class Manifest(ManifestDraft):
@@ -265,7 +364,7 @@ class Manifest(ManifestDraft):
 
     @model_validator(mode="after")
     def _files_present(self) -> Self:
-        named = {self.graph, self.golden.file, self.out_of_distribution.file, CARD_NAME}
+        named = set(self.named_files())
         _require(named <= self.files.keys(), f"digests of {sorted(named)}; found {sorted(self.files)}")
         _require(MANIFEST_NAME not in self.files, "the manifest does not hold its own digest")
         return self
@@ -287,6 +386,17 @@ def _check_latents(post: EchoPostprocess | CmrPostprocess | EcgPostprocess, widt
     if relevance is not None:
         _require(len(relevance) == 2 and relevance[0] == FRAMES, "output relevance with one row per frame")
         _require(widths.get("poses") == (relevance[1], 3), "output poses with three columns for each latent")
+
+
+def _check_gate(draft: ManifestDraft) -> None:
+    """A gate reads single frames of the clips that the engine reads."""
+    if draft.gate is None:
+        return
+    _require(draft.modality is Modality.ECHO, "a gate for echo only")
+    clip = draft.inputs[0]
+    expected = (-1, clip.shape[1], *clip.shape[3:])
+    frame = draft.gate.input
+    _require((frame.dtype, frame.shape) == (clip.dtype, expected), f"a gate that reads {clip.dtype} frames {expected}")
 
 
 def _require(condition: bool, expectation: str) -> None:

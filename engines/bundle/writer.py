@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from engines.bundle.card import model_card
@@ -18,13 +19,22 @@ from engines.bundle.manifest import CARD_NAME, MANIFEST_NAME, FileDigest, Manife
 from engines.predictors.distance import EmbeddingStatistics
 
 
-def write_bundle(
+@dataclass(frozen=True, kw_only=True)
+class GateFiles:
+    """The contents of the files that ``ManifestDraft.gate`` names."""
+
+    graph: bytes
+    golden: bytes
+
+
+def write_bundle(  # noqa: PLR0913 - one argument per file
     directory: Path,
     draft: ManifestDraft,
     *,
     onnx_bytes: bytes,
     golden: Sequence[GoldenCase],
     embedding: EmbeddingStatistics,
+    gate: GateFiles | None = None,
 ) -> Path:
     """Write the bundle to ``directory``, replacing what stands there.
 
@@ -34,12 +44,13 @@ def write_bundle(
         onnx_bytes: the graph, without external data.
         golden: at least one case.
         embedding: mean and precision of the training embeddings.
+        gate: where the manifest has a gate, and only there.
 
     Returns:
         ``directory``.
 
     Raises:
-        ValueError: there is no golden case.
+        ValueError: there is no golden case, or a gate in one of manifest and files alone.
     """
     if not golden:
         msg = "a bundle needs at least one golden case; none was given"
@@ -49,11 +60,19 @@ def write_bundle(
         draft.golden.file: golden_bytes(golden),
         draft.out_of_distribution.file: embedding.to_bytes(),
         CARD_NAME: model_card(draft).encode(),
+        **_gate_files(draft, gate),
     }
     manifest = Manifest.model_validate({**draft.model_dump(mode="json"), "files": _digests(files)})
     text = manifest.model_dump_json(indent=1) + "\n"
     _replace_folder(directory, {**files, MANIFEST_NAME: text.encode()})
     return directory
+
+
+def _gate_files(draft: ManifestDraft, gate: GateFiles | None) -> dict[str, bytes]:
+    if (draft.gate is None) != (gate is None):
+        msg = f"the manifest {'lacks' if draft.gate is None else 'has'} a gate; give its files with it, or neither"
+        raise ValueError(msg)
+    return {} if draft.gate is None or gate is None else {draft.gate.graph: gate.graph, draft.gate.golden: gate.golden}
 
 
 def _digests(files: Mapping[str, bytes]) -> dict[str, FileDigest]:

@@ -6,9 +6,12 @@ left to preprocessing and to the engine. The only place that reads ultrasound pi
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +21,7 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import iter_pixels
 
 from engines.decode.headers import PARSER_ERRORS, heart_rate_bpm, number, parsed, source_of, texts
+from engines.decode.jpeg_planes import chroma_departure, luma_plane, stored_as_planes
 from engines.errors import InputRefused, NotApplicable, RefusalCode
 from engines.records import CineLoop
 
@@ -30,6 +34,8 @@ MOST_CANDIDATES = 8
 LARGEST_SIDE_PX = 4096
 MOST_FRAMES = 5000
 
+_VIEW_ATTRIBUTES = ("ViewName", "SeriesDescription", "ProtocolName")
+_MOST_LABELS, _LONGEST_LABEL = 8, 64
 _VIEW_CODES = {"399214001": APICAL_FOUR_CHAMBER, "G-A19C": APICAL_FOUR_CHAMBER}
 _VIEW_NAMES = re.compile(r"\b(A4C|AP4|4CH|4C|APICAL (4|FOUR)[ -]?(CH|CHAMBER)S?)\b")
 _OTHER_VIEW_NAMES = re.compile(
@@ -43,11 +49,19 @@ _TWO_DIMENSIONAL, _M_MODE, _SPECTRAL = 1, 2, 3  # PS3.3 C.8.5.5.1.1
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-def decode_echo(instances: Sequence[BinaryIO]) -> tuple[CineLoop, ...]:
+def decode_echo(
+    instances: Sequence[BinaryIO], *, most: int = MOST_CANDIDATES, stored_luma: bool = False
+) -> tuple[CineLoop, ...]:
     """Decode the B-mode cine clips of a study that may be apical four-chamber views.
 
+    Args:
+        instances: of one study.
+        most: clips that are returned.
+        stored_luma: take the luma plane of a JPEG as it is stored, which is several times faster than by way of red,
+            green and blue, and differs from that by rounding where the image is not quite grey.
+
     Returns:
-        Clips that state the view, or, where none does, those that state no view, longest first; 1 to ``MOST_CANDIDATES``.
+        Clips that state the view, or, where none does, those that state no view, longest first; 1 to ``most``.
 
     Raises:
         NotApplicable: no ultrasound among the instances.
@@ -57,14 +71,14 @@ def decode_echo(instances: Sequence[BinaryIO]) -> tuple[CineLoop, ...]:
     refusals: list[InputRefused] = []
     for instance in instances:
         try:
-            loops.append(_loop(instance))
+            loops.append(_loop(instance, stored_luma=stored_luma))
         except NotApplicable:
             continue
         except InputRefused as refusal:
             refusals.append(refusal)
     if loops:
         stated = [loop for loop in loops if loop.view == APICAL_FOUR_CHAMBER]
-        return tuple(sorted(stated or loops, key=_duration_ms, reverse=True)[:MOST_CANDIDATES])
+        return tuple(sorted(stated or loops, key=_duration_ms, reverse=True)[:most])
     if refusals:
         raise max(refusals, key=lambda refusal: _NEARNESS.get(refusal.code, 0))
     raise NotApplicable(RefusalCode.NOT_CARDIAC, "no ultrasound image among the instances")
@@ -84,10 +98,10 @@ def _duration_ms(loop: CineLoop) -> float:
     return float(loop.frame_times_ms[-1])
 
 
-def _loop(instance: BinaryIO) -> CineLoop:
+def _loop(instance: BinaryIO, *, stored_luma: bool) -> CineLoop:
     dataset = parsed(instance)
     try:
-        return _described(dataset, instance)
+        return _described(dataset, instance, stored_luma=stored_luma)
     except PARSER_ERRORS as error:
         message = (
             f"an ultrasound header is contradictory ({type(error).__name__}); send the study again from its source"
@@ -95,8 +109,8 @@ def _loop(instance: BinaryIO) -> CineLoop:
         raise InputRefused(RefusalCode.UNDECODABLE, message) from None
 
 
-def _described(dataset: Dataset, instance: BinaryIO) -> CineLoop:
-    frames = _checked_frames(dataset, instance)
+def _described(dataset: Dataset, instance: BinaryIO, *, stored_luma: bool) -> CineLoop:
+    frames = replace(_checked_frames(dataset, instance), stored_luma=stored_luma)
     region = _tissue_region(dataset, frames.shape_HW)
     view = _view(dataset)
     return CineLoop(
@@ -106,7 +120,7 @@ def _described(dataset: Dataset, instance: BinaryIO) -> CineLoop:
         spacing_mm=region[1] if region else None,
         heart_rate_bpm=heart_rate_bpm(dataset),
         view=view,
-        source=source_of(dataset),
+        source=replace(source_of(dataset), view_labels=_view_labels(dataset)),
     )
 
 
@@ -194,13 +208,21 @@ def _view(dataset: Dataset) -> str | None:
         for item in dataset.get("ViewCodeSequence") or []
     }
     stated = next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
-    names = [*texts(dataset, "ViewName"), *texts(dataset, "SeriesDescription"), *texts(dataset, "ProtocolName")]
+    names = [text for name in _VIEW_ATTRIBUTES for text in texts(dataset, name)]
     if stated is None and any(_VIEW_NAMES.search(name) for name in names):
         stated = APICAL_FOUR_CHAMBER
     if stated is None and (codes or any(_OTHER_VIEW_NAMES.search(name) for name in names)):
         message = "the clip states another view; an apical four-chamber view is expected"
         raise InputRefused(RefusalCode.VIEW_NOT_APICAL_FOUR_CHAMBER, message)
     return stated
+
+
+def _view_labels(dataset: Dataset) -> tuple[tuple[str, str], ...]:
+    """What the source calls its view, at most ``_MOST_LABELS`` texts, each cut to the length of a label."""
+    codes = [str(item.get("CodeValue", "")) for item in dataset.get("ViewCodeSequence") or []]
+    found = [("ViewCodeSequence", code) for code in codes]
+    found += [(name, text) for name in _VIEW_ATTRIBUTES for text in texts(dataset, name)]
+    return tuple((name, text[:_LONGEST_LABEL]) for name, text in found if text)[:_MOST_LABELS]
 
 
 def _frame_times_ms(dataset: Dataset, frames: int) -> NDArray[np.float64]:
@@ -242,6 +264,7 @@ class DicomFrames:
     instance: BinaryIO
     dataset: Dataset
     count: int
+    stored_luma: bool = False
 
     @property
     def shape_HW(self) -> tuple[int, int]:
@@ -252,30 +275,75 @@ class DicomFrames:
         return self.count
 
     def luma(self, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-        """Luma of the asked frames: BT.601 of red, green and blue; grey sources as they are shown."""
-        wanted = list(indices)
-        for index, frame in zip(dict.fromkeys(wanted), self._shown(list(dict.fromkeys(wanted))), strict=True):
-            for _ in range(wanted.count(index)):
-                yield frame if frame.ndim == 2 else np.asarray(np.rint(frame @ _LUMA), np.uint8)
+        """Luma of the asked frames: BT.601 of red, green and blue, or the plane of a JPEG; grey sources as shown."""
+        read = self._luma_planes if self._has_planes else self._luma_shown
+        return _repeated(indices, read)
+
+    def chroma(self, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """Largest difference between red, green and blue of each pixel of the asked frames; 0 for grey sources."""
+        read = self._chroma_planes if self._has_planes else self._chroma_shown
+        return _repeated(indices, read)
 
     def chroma_spread(self, index: int) -> float:
         """Mean over the frame of the largest difference between red, green and blue; 0 for grey sources."""
         frame = next(self._shown([index])).astype(np.int16)
         return 0.0 if frame.ndim == 2 else float((frame.max(axis=-1) - frame.min(axis=-1)).mean())
 
+    @cached_property
+    def _has_planes(self) -> bool:
+        if not self.stored_luma:
+            return False
+        with _refusing():
+            return stored_as_planes(self.instance, self.dataset)
+
+    def _luma_planes(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
+        with _refusing():
+            yield from luma_plane(self.instance, self.dataset, indices)
+
+    def _luma_shown(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
+        for frame in self._shown(indices):
+            yield frame if frame.ndim == 2 else np.asarray(np.rint(frame @ _LUMA), np.uint8)
+
+    def _chroma_planes(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
+        with _refusing():
+            yield from chroma_departure(self.instance, self.dataset, indices)
+
+    def _chroma_shown(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
+        for frame in self._shown(indices):
+            grey = frame.ndim == 2
+            yield np.zeros(frame.shape, np.uint8) if grey else frame.max(axis=-1) - frame.min(axis=-1)
+
     def _shown(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
         """The asked frames as they are shown, grey [H, W] or RGB [H, W, 3], whatever they are stored as."""
         if not indices:  # the decoder takes an empty list for all frames
             return
         self.instance.seek(0)
-        try:
+        with _refusing():
             for frame in iter_pixels(self.instance, indices=indices):
                 if frame.shape[:2] != self.shape_HW or frame.dtype != np.uint8:
                     raise ValueError
                 yield _presented(frame, self.dataset)
-        except PARSER_ERRORS as error:
-            message = f"a frame cannot be decoded ({type(error).__name__}); send the study again from its source"
-            raise InputRefused(RefusalCode.PIXEL_DATA_INCONSISTENT, message) from None
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what the decoders raise into a refusal."""
+    try:
+        yield
+    except PARSER_ERRORS as error:
+        message = f"a frame cannot be decoded ({type(error).__name__}); send the study again from its source"
+        raise InputRefused(RefusalCode.PIXEL_DATA_INCONSISTENT, message) from None
+
+
+def _repeated(
+    indices: Sequence[int], read: Callable[[list[int]], Iterator[NDArray[np.uint8]]]
+) -> Iterator[NDArray[np.uint8]]:
+    """Decode every asked frame once and give it as often as it was asked for."""
+    different = list(dict.fromkeys(indices))
+    if not different:
+        return
+    for index, frame in zip(different, read(different), strict=True):
+        yield from itertools.repeat(frame, list(indices).count(index))
 
 
 def _presented(frame: NDArray[np.uint8], dataset: Dataset) -> NDArray[np.uint8]:

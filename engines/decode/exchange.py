@@ -91,6 +91,7 @@ def _source(values: dict[str, Any]) -> SourceInstance:
         series_instance_uid=values["series_instance_uid"],
         frame_numbers=tuple(values["frame_numbers"]),
         waveform_channels=tuple((group, channel) for group, channel in values["waveform_channels"]),
+        view_labels=tuple((attribute, label) for attribute, label in values["view_labels"]),
     )
 
 

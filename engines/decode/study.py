@@ -15,7 +15,7 @@ from engines.decode.echo import decode_echo
 from engines.decode.headers import header_extract, parsed
 from engines.errors import InputRefused, Refusal
 from engines.preprocess.registry import Prepared, prepare
-from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
+from engines.preprocess.spec import CmrSpec, EcgSpec, EchoCleanSpec, EchoSpec
 from engines.records import Modality, Record
 
 HEADERS_OF_A_REFUSAL = 3
@@ -54,7 +54,7 @@ def _prepared(
     """Every record that preprocessing accepts; the first refusal where it accepts none."""
     prepared: list[Prepared] = []
     refusals: list[InputRefused] = []
-    for record in _records(modality, instances):
+    for record in _records(modality, instances, spec):
         try:
             prepared.append(prepare(record, spec))
         except InputRefused as refusal:
@@ -64,9 +64,13 @@ def _prepared(
     return tuple(prepared)
 
 
-def _records(modality: Modality, instances: Sequence[BinaryIO]) -> tuple[Record, ...]:
+def _records(
+    modality: Modality, instances: Sequence[BinaryIO], spec: EchoSpec | CmrSpec | EcgSpec
+) -> tuple[Record, ...]:
     match modality:
         case Modality.ECHO:
+            if isinstance(spec, EchoCleanSpec):
+                return decode_echo(instances, most=spec.loops_max, stored_luma=True)
             return decode_echo(instances)
         case Modality.CMR:
             return (decode_cmr(instances),)

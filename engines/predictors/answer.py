@@ -25,11 +25,12 @@ class Answer:
     """Either numbers or an abstention; ``used`` are the candidates it rests on, the one to show first.
 
     ``score`` is the out-of-distribution score of the least typical candidate used (of the most typical one where
-    all were left out). ``latents`` are given where a picture can show what the answer rests on.
+    all were left out); None where the engine's graph did not run.
+    ``latents`` are given where a picture can show what the answer rests on.
     """
 
     used: tuple[Prepared, ...]
-    score: float
+    score: float | None
     estimates: tuple[Estimate, ...] = ()
     probabilities: tuple[ClassProbability, ...] = ()
     abstention: Abstention | None = None

@@ -24,12 +24,13 @@ from engines.predictors.distance import EmbeddingStatistics
 from engines.predictors.ecg_cmr import answer_ecg
 from engines.predictors.echo_ef import answer_echo
 from engines.predictors.latent_picture import latent_picture
+from engines.predictors.view_check import ViewCheck
 from engines.preprocess.registry import Prepared
 from engines.preprocess.spec import PreprocessSpec, spec_sha256
 from engines.records import Modality
 from engines.runtime.batcher import BatchingRunner, BatchLimits
 from engines.runtime.runner import Arrays, Runner, RuntimeIdentity
-from engines.selftest import PREFERENCE, open_verified_runner
+from engines.selftest import PREFERENCE, open_verified_runner, open_view_check
 
 BATCH_MAX = 16
 """More clips than this go through the graph in several runs, so that memory stays bounded."""
@@ -42,10 +43,24 @@ class Predictor:
         bundle: verified.
         runner: agrees with the bundle's golden vectors.
         rejected_runtimes: one sentence per runtime that was tried before and did not agree.
+        view_check: where the bundle has a gate, and only there; agrees with its golden logits.
+
+    Raises:
+        ValueError: a gate without its check, or the reverse.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner, rejected_runtimes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        runner: Runner,
+        rejected_runtimes: tuple[str, ...] = (),
+        view_check: ViewCheck | None = None,
+    ) -> None:
         manifest = bundle.manifest
+        if (manifest.gate is None) != (view_check is None):
+            msg = f"{manifest.name} {'has no' if manifest.gate is None else 'has a'} gate; give its view check with it"
+            raise ValueError(msg)
+        self._view_check = view_check
         self._manifest = manifest
         self._runner = runner
         self._rejected_runtimes = rejected_runtimes
@@ -88,9 +103,19 @@ class Predictor:
             InferenceError: the runtime failed.
         """
         self._require_candidates(prepared)
+        notes: tuple[str, ...] = ()
+        if self._view_check is not None:
+            verdict = self._view_check.choose(prepared)
+            if verdict.abstention is not None:
+                most_likely = prepared[int(np.argmax(verdict.probabilities))]
+                refused = Answer(used=(most_likely,), score=None, abstention=verdict.abstention)
+                return self._prediction(refused, self.identity)
+            prepared, notes = [prepared[index] for index in verdict.chosen], verdict.notes
         outputs, runtime = self._outputs(prepared)
         scores = [self._score(output) for output in outputs]
-        return self._prediction(self._answer(prepared, outputs, scores), _running_on(self._identity, runtime))
+        answer = self._answer(prepared, outputs, scores)
+        answer = replace(answer, notes=(*notes, *answer.notes))
+        return self._prediction(answer, _running_on(self._identity, runtime))
 
     def batched(self, limits: BatchLimits) -> Predictor:
         """The same engine for several threads, whose studies share batches; takes the place of this one.
@@ -105,6 +130,8 @@ class Predictor:
     def close(self) -> None:
         """Give the runtime's memory back."""
         self._runner.close()
+        if self._view_check is not None:
+            self._view_check.close()
 
     def _require_candidates(self, prepared: Sequence[Prepared]) -> None:
         several = self.modality is Modality.ECHO
@@ -182,7 +209,7 @@ def load_predictor(path: Path, preference: Sequence[str] = PREFERENCE) -> Predic
     """
     bundle = load_bundle(path)
     runner, rejected = open_verified_runner(bundle, preference)
-    return Predictor(bundle, runner, rejected)
+    return Predictor(bundle, runner, rejected, open_view_check(bundle, preference))
 
 
 def _identity(bundle: Bundle, runtime: RuntimeIdentity) -> ModelIdentity:

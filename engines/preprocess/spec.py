@@ -58,6 +58,45 @@ class EchoSpec(_Spec):
     chroma_spread_max: Positive
 
 
+class EchoCleanSpec(EchoSpec):
+    """Version 2: as ``EchoSpec``, with overlays taken out of the sector and implausible sectors refused.
+
+    A pixel that once was coloured is overlay (ECG trace, markers), and so is one that stands still, is bright and belongs
+    to a thin stroke (text, scales). Overlay is left out of the area averages, so that the tissue around it fills in.
+
+    Args:
+        loops_max: candidate loops of a study that are decoded.
+        overlay_colour_min: departure from grey, grey levels, from which a pixel is overlay.
+        overlay_still_max: temporal standard deviation, grey levels, up to which a pixel stands still.
+        overlay_bright_min: temporal mean, grey levels, from which a pixel that stands still may be text.
+        overlay_stroke_px: widest stroke of text, source pixels; broader still parts are tissue.
+        overlay_grow_px: border added to every overlay, source pixels; compression blurs its edge.
+        colour_fraction_max: largest accepted coloured part of the sector; above it is colour Doppler.
+        opening_degrees_min, opening_degrees_max: accepted angle between the sides of the sector.
+        apex_column_min, apex_column_max: accepted column of the apex, as a fraction of the sector's width.
+        apex_row_max: lowest accepted row of the apex, as a fraction of the sector's height below its top edge; the apex of
+            a curved array lies above the top edge.
+        saturated_level: grey level from which a pixel is saturated.
+        saturated_fraction_max: largest accepted saturated part of the sector.
+    """
+
+    preprocess_version: Literal[2]  # type: ignore[assignment]
+    loops_max: Annotated[int, Field(ge=1, le=64)]
+    overlay_colour_min: Positive
+    overlay_still_max: Positive
+    overlay_bright_min: Positive
+    overlay_stroke_px: Annotated[int, Field(ge=1, le=32)]
+    overlay_grow_px: Annotated[int, Field(ge=0, le=8)]
+    colour_fraction_max: Fraction
+    opening_degrees_min: Annotated[float, Field(ge=-180.0, le=180.0)]
+    opening_degrees_max: Annotated[float, Field(ge=-180.0, le=180.0)]
+    apex_column_min: float
+    apex_column_max: float
+    apex_row_max: float
+    saturated_level: Annotated[int, Field(ge=1, le=255)]
+    saturated_fraction_max: Fraction
+
+
 class CmrSpec(_Spec):
     """Short-axis cine stack to ``image`` float32 [1, 2, S, S]: mid slice, end-diastole then end-systole.
 
@@ -134,7 +173,8 @@ class EcgSpec(_Spec):
     consistency_max_mv: Positive
 
 
-PreprocessSpec = Annotated[EchoSpec | CmrSpec | EcgSpec, Field(discriminator="kind")]
+EchoVersions = Annotated[EchoSpec | EchoCleanSpec, Field(discriminator="preprocess_version")]
+PreprocessSpec = Annotated[EchoVersions | CmrSpec | EcgSpec, Field(discriminator="kind")]
 
 
 def spec_sha256(spec: EchoSpec | CmrSpec | EcgSpec) -> str:

@@ -38,9 +38,9 @@ class OpenVinoRunner(CheckedRunner):
             raise BundleError(msg) from error
         foreign = openvino_errors()
         with mapped("OpenVINO", foreign, BundleError):
-            compiled = _compiled(openvino, bundle.graph(), threads)
-            self._request = compiled.create_infer_request()
-            inputs, outputs = _declared(compiled.inputs), _declared(compiled.outputs)
+            model = compiled(openvino, bundle.graph(), threads)
+            self._request = model.create_infer_request()
+            inputs, outputs = _declared(model.inputs), _declared(model.outputs)
         check_declared(bundle.manifest, inputs, outputs)
         identity = RuntimeIdentity(runtime="openvino", version=openvino.get_version(), precision="fp32", device="CPU")
         super().__init__(bundle.manifest, identity, foreign)
@@ -63,21 +63,32 @@ def openvino_errors() -> tuple[type[Exception], ...]:
     return (*own, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError)
 
 
-def _compiled(openvino: Any, graph: bytes, threads: int) -> Any:
+def compiled(openvino: Any, graph: bytes, threads: int, precision: str = "f32") -> Any:
+    """Compile a graph as the runner does.
+
+    Args:
+        openvino: the module.
+        graph: ONNX.
+        threads: of one run.
+        precision: OpenVINO's name; the runner serves f32 alone, the benchmark compares others.
+
+    Raises:
+        RuntimeError: it would compute in another precision.
+    """
     core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         # Without the hint a CPU with bf16 computes in bf16 and says nothing.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "EXECUTION_MODE_HINT": "ACCURACY",
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = core.compile_model(core.read_model(graph), "CPU", settings)
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT")
-    if precision != openvino.Type.f32:
-        msg = f"computes in {precision}, expected f32"
+    model = core.compile_model(core.read_model(graph), "CPU", settings)
+    found = model.get_property("INFERENCE_PRECISION_HINT")
+    if found != getattr(openvino.Type, precision):
+        msg = f"computes in {found}, expected {precision}"
         raise RuntimeError(msg)
-    return compiled
+    return model
 
 
 def _declared(ports: Iterable[Any]) -> list[Declared]:

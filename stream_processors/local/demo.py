@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
+from PIL import Image
+from pydicom import dcmread
 from rich.console import Console
 
 from orthanc_plugin.wire.events import is_uid
@@ -66,12 +69,15 @@ def _through(stack: LocalStack, arrivals: Sequence[Arrival], options: DemoOption
     studies = [arrival.study_instance_uid for arrival in arrivals]
     entries = summarise(wait_for_outcomes(stack, studies, console), studies)
     reports = fetch_reports(stack, entries)
+    pictures = fetch_pictures(stack, entries, reports)
     if options.out is not None:
-        _leave(options.out, entries, reports)
+        _leave(options.out, entries, reports, pictures)
     console.print(table_of(entries))
     _show_one(reports, console)
     if options.out is not None:
         console.print(f"\n{options.out / 'summary.json'} and {len(reports)} files in {options.out / 'reports'}")
+        for uid in pictures:
+            console.print(f"What carries an answer: {options.out / 'pictures' / uid}.png")
     if options.keep:
         _keep_up(stack, options, console)
     else:
@@ -132,6 +138,16 @@ def fetch_reports(stack: LocalStack, entries: Sequence[dict[str, Any]]) -> dict[
         return {uid: _file(client, uid) for uid in uids}
 
 
+def fetch_pictures(stack: LocalStack, entries: Sequence[dict[str, Any]], reports: dict[str, bytes]) -> dict[str, bytes]:
+    """Fetch the images that reports refer to as what carries their answer: Part 10 bytes by SOP Instance UID."""
+    from stream_processors.reports.read import read_report
+
+    main = [reports[uid] for uid in (entry.get("report_sop_instance_uid") for entry in entries) if uid]
+    uids = [read_report(dcmread(BytesIO(report))).picture_sop_instance_uid for report in main]
+    with httpx.Client(base_url=stack.orthanc.url, timeout=30) as client:
+        return {uid: _file(client, uid) for uid in uids if uid is not None}
+
+
 def _file(client: httpx.Client, uid: str) -> bytes:
     assert is_uid(uid)
     found = client.post("/tools/lookup", content=uid).raise_for_status().json()
@@ -147,11 +163,14 @@ def _show_one(reports: dict[str, bytes], console: Console) -> None:
         console.print(render_tree(next(iter(reports.values()))), highlight=False, markup=False)
 
 
-def _leave(out: Path, entries: Sequence[dict[str, Any]], reports: dict[str, bytes]) -> None:
+def _leave(out: Path, entries: Sequence[dict[str, Any]], reports: dict[str, bytes], pictures: dict[str, bytes]) -> None:
     write_summary(out, entries)
-    (out / "reports").mkdir(exist_ok=True)
+    for folder in ("reports", "pictures"):
+        (out / folder).mkdir(exist_ok=True)
     for uid, content in reports.items():
         (out / "reports" / f"{uid}.dcm").write_bytes(content)
+    for uid, content in pictures.items():
+        Image.fromarray(dcmread(BytesIO(content)).pixel_array).save(out / "pictures" / f"{uid}.png")
 
 
 def _keep_up(stack: LocalStack, options: DemoOptions, console: Console) -> None:

@@ -186,7 +186,13 @@ PROCEDURES: Final[dict[Modality, Code]] = {
 }
 
 RAN_AND_ABSTAINED: Final = frozenset(
-    {RefusalCode.OUT_OF_DISTRIBUTION, RefusalCode.CLIPS_DISAGREE, RefusalCode.RECONSTRUCTION_POOR}
+    {
+        RefusalCode.OUT_OF_DISTRIBUTION,
+        RefusalCode.CLIPS_DISAGREE,
+        RefusalCode.RECONSTRUCTION_POOR,
+        RefusalCode.NOT_A4C,
+        RefusalCode.VIEW_UNCERTAIN,
+    }
 )
 """Reasons an engine gives after it ran; with any other reason it was not run at all (a refusal)."""
 

@@ -47,6 +47,7 @@ class ReadReport:
     """What a report says.
 
     ``outcome`` is reported, abstained or refused. ``model`` holds name, version and every algorithm parameter.
+    ``picture_sop_instance_uid`` is the image that shows what carries the answer, None without one.
     """
 
     modality: Modality
@@ -60,6 +61,7 @@ class ReadReport:
     probabilities: tuple[ReportedNumber, ...]
     model: dict[str, str]
     predecessors: tuple[str, ...]
+    picture_sop_instance_uid: str | None
 
 
 _OUTCOMES = {codes.FAILED.value: "abstained", codes.NOT_ATTEMPTED.value: "refused"}
@@ -94,6 +96,7 @@ def read_report(report: Dataset) -> ReadReport:
         probabilities=tuple(number for number in numbers if number.decision is not None),
         model=model,
         predecessors=tuple(_predecessors(report)),
+        picture_sop_instance_uid=next(_pictures(groups), None),
     )
 
 
@@ -228,6 +231,13 @@ def _predecessors(report: Dataset) -> Iterator[str]:
         for series in study.ReferencedSeriesSequence:
             for reference in series.ReferencedSOPSequence:
                 yield str(reference.ReferencedSOPInstanceUID)
+
+
+def _pictures(groups: list[Dataset]) -> Iterator[str]:
+    for group in groups:
+        item = _first(group, codes.VISUAL_EXPLANATION)
+        if item is not None:
+            yield str(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
 
 
 def _first(parent: Dataset, concept: Code) -> Dataset | None:

@@ -12,6 +12,8 @@ from stream_processors.reports.content import reported
 from stream_processors.reports.evidence import Evidence
 
 STATUS = "AI output, not reviewed."
+EF_CLASSES = {(0.0, 40.0): "40 % or less", (40.1, 49.9): "41 to 49 %", (50.0, 100.0): "50 % or more"}
+"""Of the left ventricular ejection fraction: reduced, mildly reduced, preserved (2021 universal definition of heart failure)."""
 PHANTOMS = "Trained on phantoms, not for clinical use."
 
 
@@ -20,6 +22,8 @@ def result_sentences(prediction: Prediction) -> list[str]:
     if prediction.abstention is not None:
         return [f"No result: {prediction.abstention.reason}", f"Reason code: {prediction.abstention.code.value}"]
     sentences = [_estimate(prediction.modality, estimate) for estimate in prediction.estimates]
+    if prediction.modality is Modality.ECHO:
+        sentences += [_class(estimate) for estimate in prediction.estimates]
     sentences += [_probability(probability) for probability in prediction.probabilities]
     if prediction.modality is Modality.CMR:
         sentences += [_meaning(probability) for probability in prediction.probabilities]
@@ -87,6 +91,15 @@ def _estimate(modality: Modality, estimate: Estimate) -> str:
     if estimate.between_clip_sd is None:
         return sentence
     return f"{sentence} Mean of several clips, standard deviation {reported(estimate.between_clip_sd)} {estimate.unit}."
+
+
+def _class(estimate: Estimate) -> str:
+    """The class that the whole interval lies in, or that it lies in none; of the numbers as they are printed."""
+    low, high = reported(estimate.interval.low), reported(estimate.interval.high)
+    for (floor, ceiling), words in EF_CLASSES.items():
+        if floor <= low and high <= ceiling:
+            return f"The whole interval lies in the class {words}."
+    return "The interval reaches over more than one class (40 % or less, 41 to 49 %, 50 % or more): none is called."
 
 
 def _meaning(probability: ClassProbability) -> str:

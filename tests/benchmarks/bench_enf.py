@@ -1,7 +1,8 @@
 """The equivariant neural field on a CPU: time of one study against its peers, and speed of training.
 
-Two images, end-diastole and end-systole: the engine (one static graph in ONNX Runtime) is compared with the same network
-in eager torch, with the fit by automatic differentiation (frozen poses, and poses that move), and with a ResNet50 in ONNX
+Two images, end-diastole and end-systole: the engine (one static graph in OpenVINO, with the settings it is served with) is
+compared with the same graph in ONNX Runtime, with the same network in eager torch, with the fit by automatic
+differentiation in eager torch (poses frozen, layers folded or as published; poses that move), and with a ResNet50 in ONNX
 Runtime, once and averaged over four quarter turns. A decoded stack to its class: the same preprocessing, then the field or
 the ResNet50. Training: whole outer steps (batch, tables, loss, gradients, optimiser), first and second order.
 
@@ -28,15 +29,17 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import openvino
 import torch
 
 from engines.preprocess.registry import prepare
 from engines.records import CineStack
+from engines.runtime.openvino_runner import compiled
 from training.enf.config import EnfRun
 from training.enf.latents import frozen_field
 from training.enf.meta import MetaState, outer_step
 from training.enf.pairs import Pairs
-from training.models.enf import Enf
+from training.models.enf import Enf, Geometry, rows_near
 from training.models.enf_fit import FitConfig, fit
 from training.models.enf_risk_net import EnfRiskNet
 from training.models.invariant_transformer import InvariantTransformer
@@ -51,7 +54,12 @@ from training.signature import input_spec
 AGREEMENT = 1e-4
 AT_LEAST = 4.0
 """How many times faster than eager torch and than the form with moving poses the engine is meant to be."""
-PEERS = ("images: same network, eager torch", "images: automatic gradients, poses moving")
+PEERS = (
+    "images: same network, eager torch",
+    "images: eager torch, automatic gradients, poses frozen",
+    "images: eager torch, layers as published, poses frozen",
+    "images: eager torch, automatic gradients, poses moving",
+)
 BASES = {"images": "images: engine", "stack to class": "stack to class: engine"}
 """The arm that the others of its kind are compared with."""
 MOVING_RATE = 1e-12
@@ -71,7 +79,9 @@ def main() -> int:
     stack = cmr_stack(draw_subject(np.random.default_rng(0)), np.random.default_rng(0))
     rows = [row for threads in options.threads for row in studies(run, image, stack, threads, options.rounds)]
     rows += [row for threads in options.threads for row in training(run, threads, options.rounds)]
-    environment = {name: version(name) for name in ("torch", "onnxruntime", "numpy")} | {"machine": platform.machine()}
+    environment = {name: version(name) for name in ("torch", "openvino", "onnxruntime", "numpy")} | {
+        "machine": platform.machine()
+    }
     result = {"name": "Equivariant neural field on a CPU", "rows": rows, "environment": environment}
     options.out.write_text(json.dumps(result))
     return 0 if all(row["correct"] for row in rows) else 1
@@ -108,40 +118,71 @@ def study_arms(
 ) -> tuple[dict[str, Callable[[], Any]], bool]:
     """Every arm as a function without arguments, and whether they agree."""
     decoder, network = released(run)
-    session = opened(export_graph(network, input_spec(run.preprocess), EnfRiskNet.OUTPUTS), threads)
+    published = AsPublished(run.shape)
+    published.load_state_dict(decoder.state_dict())
+    graph = export_graph(network, input_spec(run.preprocess), EnfRiskNet.OUTPUTS)
+    engine, session = served(graph, threads), opened(graph, threads)
     peer = Named(PairResNet.fifty()).eval()
     resnet = opened(export_graph(peer, input_spec(run.preprocess), ["logit"]), threads)
-    frames = torch.from_numpy(image)
+    frames, contexts_at = torch.from_numpy(image), EnfRiskNet.OUTPUTS.index("contexts")
+
+    def resnet_logit(x: np.ndarray) -> Any:
+        return resnet.run(["logit"], {"image": x})[0]
+
     turned = [np.ascontiguousarray(np.rot90(image, turns, axes=(2, 3))) for turns in range(4)]
     arms = {
-        "images: engine": lambda: session.run(None, {"image": image}),
+        "images: engine": lambda: engine(image)["contexts"],
+        "images: same graph, ONNX Runtime": lambda: session.run(None, {"image": image})[contexts_at],
         "images: same network, eager torch": lambda: eager(network, frames),
-        "images: automatic gradients, poses frozen": lambda: automatic(run, decoder, frames, 0.0),
-        "images: automatic gradients, poses moving": lambda: automatic(run, decoder, frames, MOVING_RATE),
+        "images: eager torch, automatic gradients, poses frozen": lambda: automatic(run, decoder, frames, 0.0),
+        "images: eager torch, layers as published, poses frozen": lambda: automatic(run, published, frames, 0.0),
+        "images: eager torch, automatic gradients, poses moving": lambda: automatic(run, decoder, frames, MOVING_RATE),
         "images: ResNet50, ONNX Runtime": lambda: resnet.run(None, {"image": image}),
         "images: ResNet50 C4, ONNX Runtime": lambda: [resnet.run(None, {"image": each}) for each in turned],
         "stack to class: preprocessing alone": lambda: prepare(stack, run.preprocess),
-        "stack to class: engine": lambda: stack_logit(run, stack, session),
-        "stack to class: ResNet50, ONNX Runtime": lambda: stack_logit(run, stack, resnet),
+        "stack to class: engine": lambda: stack_logit(run, stack, lambda x: engine(x)["logit"]),
+        "stack to class: ResNet50, ONNX Runtime": lambda: stack_logit(run, stack, resnet_logit),
     }
-    contexts = arms["images: engine"]()[EnfRiskNet.OUTPUTS.index("contexts")]
-    found = [arms[name]() for name in list(arms)[1:4]]
+    contexts = arms["images: engine"]()
+    found = [arms[name]() for name in list(arms)[1:6]]
     fits_agree = all(np.abs(each - contexts).max() <= AGREEMENT for each in found)
-    return arms, fits_agree and all(answers_as(run, stack, *pair) for pair in ((session, network), (resnet, peer)))
+    answers = ((lambda x: engine(x)["logit"], network), (resnet_logit, peer))
+    return arms, fits_agree and all(answers_as(run, stack, *pair) for pair in answers)
 
 
-def stack_logit(run: EnfRun, stack: CineStack, session: onnxruntime.InferenceSession) -> float:
+Answer = Callable[[np.ndarray], Any]
+"""Image [1, 2, S, S] to its logit [1, 1]."""
+
+
+def stack_logit(run: EnfRun, stack: CineStack, answer: Answer) -> float:
     """Logit of a decoded stack; its sign is the class."""
-    image = prepare(stack, run.preprocess).arrays["image"]
-    return float(session.run(["logit"], {"image": image})[0][0, 0])
+    return float(answer(prepare(stack, run.preprocess).arrays["image"])[0, 0])
 
 
 @torch.inference_mode()
-def answers_as(run: EnfRun, stack: CineStack, session: onnxruntime.InferenceSession, network: torch.nn.Module) -> bool:
+def answers_as(run: EnfRun, stack: CineStack, answer: Answer, network: torch.nn.Module) -> bool:
     """Whether a graph answers a stack as its network does in eager torch."""
     image = torch.from_numpy(prepare(stack, run.preprocess).arrays["image"])
     expected = float(network(image)["logit"])
-    return abs(stack_logit(run, stack, session) - expected) <= AGREEMENT * max(1.0, abs(expected))
+    return abs(stack_logit(run, stack, answer) - expected) <= AGREEMENT * max(1.0, abs(expected))
+
+
+class AsPublished(Enf):
+    """The same decoder with its layers one after the other, as the paper writes them: nothing is folded beforehand."""
+
+    def folded_query(self, a: torch.Tensor) -> torch.Tensor:
+        """Return the queries themselves, [G, P, K, H, A]."""
+        return self.query(self.query_embedding(a)).unflatten(-1, (self.shape.heads, -1))
+
+    def decode(self, geometry: Geometry, contexts_BNC: torch.Tensor) -> torch.Tensor:
+        """Return [B, P, O]."""
+        near = rows_near(contexts_BNC, geometry.index)  # [B, P, K, C]
+        keys = self.key(near).unflatten(-1, (self.shape.heads, -1))  # [B, P, K, H, A]
+        asked = (geometry.query * keys).sum(dim=-1) + geometry.window_logit[..., None]
+        film = self.value(near) * (1.0 + geometry.scale) + geometry.shift
+        hidden = torch.nn.functional.gelu(self.value_hidden(film), approximate="tanh")
+        values = self.value_out(hidden).unflatten(-1, (self.shape.heads, -1))  # [B, P, K, H, E]
+        return self.head((torch.softmax(asked, dim=2)[..., None] * values).sum(dim=2).flatten(2))
 
 
 class Named(torch.nn.Module):
@@ -171,6 +212,12 @@ def opened(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
+
+
+def served(graph: bytes, threads: int) -> Callable[[np.ndarray], Any]:
+    """OpenVINO with the settings of the runner that serves: an image to all outputs by name."""
+    request = compiled(openvino, graph, threads).create_infer_request()
+    return lambda image: request.infer({"image": image}, share_inputs=False, share_outputs=False)
 
 
 @torch.inference_mode()

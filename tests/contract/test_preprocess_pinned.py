@@ -1,7 +1,7 @@
 """Preprocessing is pinned: changing its code without a new ``preprocess_version`` is red.
 
 A released bundle was trained behind one version of this code. ``test_preprocess_pinned.json`` holds, per kind of study, the
-version and a digest of the syntax tree of every module the kind passes through; docstrings and comments do not count.
+newest version and a digest of the syntax tree of every module the kind passes through; docstrings and comments do not count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+
+from engines.bundle.reader import load_bundle, released_bundle
+from engines.preprocess.registry import prepare
+from engines.records import Modality
 
 PINNED = Path(__file__).with_name("test_preprocess_pinned.json")
 KINDS = ("echo", "cmr", "ecg")
@@ -46,25 +51,32 @@ def modules_of(kind: str, folder: Path) -> list[str]:
     return sorted(reached - {"spec"})
 
 
-def spec_class(kind: str, folder: Path) -> ast.ClassDef:
-    """The parameters of a kind: its class in ``spec.py``."""
-    classes = {node.name: node for node in tree_of(folder / "spec.py").body if isinstance(node, ast.ClassDef)}
-    return classes[f"{kind.capitalize()}Spec"]
+def spec_classes(kind: str, folder: Path) -> list[ast.ClassDef]:
+    """The parameters of a kind: its class in ``spec.py``, and those of further versions, which derive from it."""
+    classes = [node for node in tree_of(folder / "spec.py").body if isinstance(node, ast.ClassDef)]
+    name = f"{kind.capitalize()}Spec"
+    return [node for node in classes if node.name == name or name in map(ast.unparse, node.bases)]
+
+
+def versions_of(kind: str, folder: Path) -> dict[str, int]:
+    """The one version that each spec of a kind accepts."""
+    return {
+        spec.name: int(ast.unparse(node.annotation).removeprefix("Literal[").removesuffix("]"))
+        for spec in spec_classes(kind, folder)
+        for node in spec.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "preprocess_version"
+    }
 
 
 def version_of(kind: str, folder: Path) -> int:
-    """The one version that the spec of a kind accepts."""
-    for node in spec_class(kind, folder).body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "preprocess_version":
-            return int(ast.unparse(node.annotation).removeprefix("Literal[").removesuffix("]"))
-    msg = f"{kind.capitalize()}Spec has no preprocess_version"
-    raise AssertionError(msg)
+    """The newest version of a kind."""
+    return max(versions_of(kind, folder).values())
 
 
 def digest_of(kind: str, folder: Path) -> str:
     """Digest of everything that decides what a kind becomes, except the version itself."""
     parts = [f"{name}\n{ast.dump(tree_of(folder / f'{name}.py'))}" for name in modules_of(kind, folder)]
-    fields = [ast.unparse(node) for node in spec_class(kind, folder).body]
+    fields = [ast.unparse(node) for spec in spec_classes(kind, folder) for node in spec.body]
     parts.append("\n".join(field for field in fields if not field.startswith("preprocess_version")))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -124,7 +136,10 @@ MUTATIONS = [
     ("cmr", "cavity.py", "BEND_COST = 0.1", "BEND_COST = 0.2"),
     ("cmr", "heart_phases.py", "SMOOTHING = 0.04", "SMOOTHING = 0.05"),
     ("cmr", "cmr.py", "(first + last) // 2", "(first + last + 1) // 2"),
-    ("echo", "echo.py", "iterations=3", "iterations=2"),
+    ("echo", "echo_sector.py", "iterations=3", "iterations=2"),
+    ("echo", "echo_clean.py", "_SEEN_MIN = 0.2", "_SEEN_MIN = 0.3"),
+    ("echo", "echo_overlay.py", "side = spec.overlay_stroke_px + 1", "side = spec.overlay_stroke_px"),
+    ("echo", "echo_quality.py", "_SIDES_FROM, _SIDES_TO = 0.15", "_SIDES_FROM, _SIDES_TO = 0.16"),
     ("ecg", "ecg.py", '"highpass"', '"lowpass"'),
 ]
 
@@ -189,8 +204,16 @@ def test_the_parsed_version_is_the_real_one(root: Path) -> None:
     from engines.preprocess import spec
 
     for kind in KINDS:
-        field = getattr(spec, f"{kind.capitalize()}Spec").model_fields["preprocess_version"]
-        assert get_args(field.annotation) == (version_of(kind, root / "engines" / "preprocess"),)
+        for name, version in versions_of(kind, root / "engines" / "preprocess").items():
+            assert get_args(getattr(spec, name).model_fields["preprocess_version"].annotation) == (version,)
+
+
+def test_an_older_version_stays_what_it_was() -> None:
+    """While a released echo bundle is of version 1, its golden records become the very arrays that were released."""
+    bundle = load_bundle(released_bundle(Modality.ECHO))
+    for case in bundle.golden():
+        found = prepare(case.record, bundle.manifest.preprocess).arrays["clip"]
+        assert np.array_equal(found, case.prepared["clip"])
 
 
 if __name__ == "__main__":

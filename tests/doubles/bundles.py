@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.bundle import manifest as m
-from engines.bundle.golden import GoldenCase
-from engines.bundle.writer import write_bundle
+from engines.bundle.golden import GoldenCase, npz_bytes
+from engines.bundle.writer import GateFiles, write_bundle
 from engines.predictors.distance import EmbeddingStatistics
 from engines.preprocess.registry import prepare
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
 from engines.records import ArrayFrames, CineLoop, CineStack, EcgRecord, Modality, Record, SourceInstance
 
 EMBEDDING = 4
+VIEWS = ("parasternal_long_axis", "apical_four_chamber", "no_heart")
 DISEASES = (
     "coronary_artery_disease",
     "atrial_fibrillation",
@@ -147,6 +148,26 @@ def postprocess(modality: Modality) -> m.Postprocess:
     }[modality]
 
 
+def gate(**changes: Any) -> m.ViewGate:
+    """A gate of three views over 16 x 16 frames."""
+    fields = {
+        "name": "tiny-view",
+        "graph": m.GATE_GRAPH_NAME,
+        "golden": m.GATE_GOLDEN_NAME,
+        "golden_tolerance": 1e-3,
+        "input": m.TensorSpec(name="frames", dtype="uint8", shape=(-1, 1, 16, 16)),
+        "output": m.TensorSpec(name="view_logits", dtype="float32", shape=(-1, len(VIEWS))),
+        "views": VIEWS,
+        "accepted_view": "apical_four_chamber",
+        "threshold_probability": 0.7,
+        "margin_probability": 0.4,
+        "frames": 4,
+        "loops_max": 2,
+        "trusted_labels": (),
+    }
+    return m.ViewGate(**{**fields, **changes})
+
+
 def draft(modality: Modality, **changes: Any) -> m.ManifestDraft:
     """A complete manifest of a tiny bundle."""
     inputs, outputs = signature(modality)
@@ -173,6 +194,7 @@ def draft(modality: Modality, **changes: Any) -> m.ManifestDraft:
             output_tolerance={output.name: 1e-3 for output in outputs},
         ),
         "metrics": {"mean_absolute_error_percent": 4.25},
+        "gate": None,
     }
     return m.ManifestDraft(**{**fields, **changes})
 
@@ -264,7 +286,17 @@ def write_tiny(folder: Path, modality: Modality = Modality.ECG, **changes: Any) 
         outputs = dict(zip(names, session.run(names, arrays), strict=True))
         cases.append(GoldenCase(record=record(modality, seed), prepared=arrays, outputs=outputs))
     statistics = EmbeddingStatistics(mean=np.zeros(EMBEDDING), precision=np.eye(EMBEDDING))
-    return write_bundle(folder, manifest, onnx_bytes=onnx_bytes, golden=cases, embedding=statistics)
+    gate_files = None if manifest.gate is None else tiny_gate(manifest.gate)
+    return write_bundle(folder, manifest, onnx_bytes=onnx_bytes, golden=cases, embedding=statistics, gate=gate_files)
+
+
+def tiny_gate(part: m.ViewGate) -> GateFiles:
+    """A linear gate and its golden logits."""
+    onnx_bytes = graph((part.input,), (part.output,))
+    session = onnxruntime.InferenceSession(onnx_bytes, providers=["CPUExecutionProvider"])
+    frames = np.random.default_rng(5).integers(0, 256, (2, *part.input.shape[1:]), dtype=np.uint8)
+    (logits,) = session.run([part.output.name], {part.input.name: frames})
+    return GateFiles(graph=onnx_bytes, golden=npz_bytes({part.input.name: frames, part.output.name: logits}))
 
 
 def _values(tensors: Sequence[m.TensorSpec]) -> list[Any]:

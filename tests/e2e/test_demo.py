@@ -8,9 +8,11 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pydicom
 import pytest
+from PIL import Image
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("orthanc_installed")]
 
@@ -36,6 +38,12 @@ def test_demo_on_phantoms(tmp_path: Path) -> None:
         for measurement in entry["measurements"]:
             low, high = measurement["interval"]["low"], measurement["interval"]["high"]
             assert low <= measurement["value"] <= high
+    answered = [entry for entry in summary if entry["modality"] == "cmr" and entry["outcome"] == "reported"]
+    pictures = list((tmp_path / "pictures").glob("*.png"))
+    assert len(pictures) == len(answered) == 1
+    with Image.open(pictures[0]) as picture:
+        assert picture.mode == "RGB"
+        assert np.ptp(np.asarray(picture)) > 100
     left = [
         p
         for p in psutil.process_iter(["name"])

@@ -20,6 +20,7 @@ from training.data.splits import Split, split_hearts
 from training.evaluate import evaluate_bundle
 from training.export import Release, export_bundle
 from training.signature import input_spec
+from training.view_gate import read_gate
 
 _BATCH_CLIPS = 16
 _ARRAYS, _STORES = "arrays", "stores"
@@ -55,11 +56,14 @@ def train_echo_run(run: AnyEchoRun, out: Path, options: ClipTraining, *, workers
     return run_folder(own, videos, out)
 
 
-def release_echo(run: AnyEchoRun, out: Path, bundle: Path, *, workers: int, threads: int) -> Path:
-    """Train where needed, then write the bundle; returns its folder."""
+def release_echo(  # noqa: PLR0913 - what, where from, where to, and how
+    run: AnyEchoRun, out: Path, bundle: Path, *, workers: int, threads: int, gate: Path | None = None
+) -> Path:
+    """Train where needed, then write the bundle, with the view check of the folder ``gate``; returns its folder."""
     network = _trained(run, release_videos(run, out, workers), out, threads, "cpu")
     arrays, split = _hearts(run, out, workers)
-    release = Release(data=run.data, bundle=run.bundle, batch_size=_BATCH_CLIPS)
+    part = None if gate is None else read_gate(gate)
+    release = Release(data=run.data, bundle=run.bundle, batch_size=_BATCH_CLIPS, gate=part)
     return export_bundle(release, _deployable(run, network), arrays, split, bundle)
 
 

@@ -21,6 +21,19 @@ def augment_echo(clip_B1TSS: Tensor, generator: torch.Generator) -> Tensor:
     return changed.clamp(0.0, 255.0).round().to(torch.uint8).reshape(clip_B1TSS.shape)
 
 
+def augment_view(frames_B1SS: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn a little, shift, scale, blur and re-gain single frames: uint8 in, uint8 out; far turns are a view of their own."""
+    images = frames_B1SS.to(torch.float32)
+    moved = _moved(images, generator, turn_degrees=12.0, shift_share=0.10, scale_share=0.15)
+    soft = functional.avg_pool2d(moved, 3, stride=1, padding=1)
+    share = torch.rand((len(images), 1, 1, 1), generator=generator)
+    mixed = share * soft + (1.0 - share) * moved
+    gain = 1.0 + 0.35 * _uniform((len(images), 1, 1, 1), generator)
+    gamma = 1.0 + 0.35 * _uniform((len(images), 1, 1, 1), generator)
+    changed = 255.0 * (mixed.clamp(0.0, 255.0) / 255.0).pow(gamma) * gain
+    return changed.clamp(0.0, 255.0).round().to(torch.uint8)
+
+
 def augment_ecg(ecg_BLN: Tensor, generator: torch.Generator) -> Tensor:
     """Shift in time (round the end), re-gain a little and add noise; leads keep their order and sign."""
     batch, _, samples = ecg_BLN.shape

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from training.data.heart_arrays import HeartArrays
 from training.data.splits import Indices
-from training.data.targets import COLUMNS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,4 +44,4 @@ def all_clips(arrays: HeartArrays, hearts: Indices, *, batch_size: int) -> Itera
 def _batch(arrays: HeartArrays, rows: Indices, clips: Indices) -> Batch:
     columns = torch.from_numpy(np.asarray(arrays.targets[rows]).T.copy())
     inputs = torch.from_numpy(np.stack([arrays.inputs[row, clip] for row, clip in zip(rows, clips, strict=True)]))
-    return Batch(inputs=inputs, targets=dict(zip(COLUMNS, columns, strict=True)))
+    return Batch(inputs=inputs, targets=dict(zip(arrays.columns, columns, strict=True)))

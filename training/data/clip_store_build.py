@@ -34,6 +34,7 @@ from training.data.clip_store import (
     pixels_sha256,
 )
 from training.data.sources.videos import UnusableVideo, VideoEntry, VideoFrames, VideoSource, require_unique
+from training.data.worker_pool import use_one_thread
 
 Progress = Callable[[int, int], None]
 """Called with the number of videos that are done and the number of all."""
@@ -219,7 +220,7 @@ def _read_all(source: VideoSource, entries: Sequence[VideoEntry], workers: int) 
     if workers == 1:
         yield from (_read(source, entry) for entry in entries)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=use_one_thread) as pool:
         ahead: deque[Future[VideoFrames | _Refused]] = deque()
         try:
             for entry in entries:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +23,15 @@ from numpy.typing import NDArray
 
 from engines.bundle.manifest import TensorSpec
 from engines.errors import Refusal
+from engines.predictors.view_check import gate_frames
 from engines.preprocess.registry import prepare
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
-from engines.records import Modality
-from training.config import DataConfig, describe_data
-from training.data.sources.phantom_hearts import draw_heart
+from engines.records import Modality, Record
+from training.config import DataConfig, ViewDataConfig, describe_data
+from training.data.sources.echo_views import VIEW_COLUMN, draw_view
+from training.data.sources.phantom_hearts import Heart, draw_heart
 from training.data.targets import COLUMNS
+from training.data.worker_pool import worker_pool
 
 PENDING, REFUSED = 0, 255
 _REPORT_EVERY = 50
@@ -68,15 +70,17 @@ class HeartArrays:
 
     Args:
         inputs: [N, K, ...], up to K prepared inputs (clips) of a heart, dtype as the network takes it.
-        targets: float32 [N, columns of ``training.data.targets.COLUMNS``].
+        targets: float32 [N, columns].
         clips: uint8 [N], how many clips of a heart are filled; ``REFUSED`` where the preprocessing refused it.
         sha256: of what decides the content: hearts, specification and source code.
+        columns: names of the targets.
     """
 
     inputs: NDArray[Any]
     targets: NDArray[np.float32]
     clips: NDArray[np.uint8]
     sha256: str
+    columns: tuple[str, ...] = COLUMNS
 
     def usable(self, hearts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those of the given hearts whose record was not refused."""
@@ -107,14 +111,17 @@ def heart_arrays(root: Path, config: DataConfig, input_spec: TensorSpec, *, work
         targets=np.load(folder / "targets.npy", mmap_mode="r"),
         clips=np.load(folder / "clips.npy"),
         sha256=digest,
+        columns=columns_of(config),
     )
 
 
 def _create(folder: Path, config: DataConfig, input_spec: TensorSpec) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (config.hearts, clips_per_heart(config.preprocess), *input_spec.shape[1:])
+    shape = (config.hearts, inputs_per_heart(config), *input_spec.shape[1:])
     open_memmap(folder / "inputs.npy", mode="w+", dtype=np.dtype(input_spec.dtype), shape=shape).flush()
-    open_memmap(folder / "targets.npy", mode="w+", dtype=np.float32, shape=(config.hearts, len(COLUMNS))).flush()
+    open_memmap(
+        folder / "targets.npy", mode="w+", dtype=np.float32, shape=(config.hearts, len(columns_of(config)))
+    ).flush()
     (folder / "data.json").write_text(json.dumps(describe_data(config), indent=2) + "\n", encoding="utf-8")
     # Last: the folder counts as created once this file stands.
     open_memmap(folder / "clips.npy", mode="w+", dtype=np.uint8, shape=(config.hearts,)).flush()
@@ -125,13 +132,23 @@ def clips_per_heart(spec: EchoSpec | CmrSpec | EcgSpec) -> int:
     return spec.clips if isinstance(spec, EchoSpec) else 1
 
 
+def inputs_per_heart(config: DataConfig) -> int:
+    """Return how many inputs one record of a data set gives at most: clips, or frames for a view network."""
+    return config.frames if isinstance(config, ViewDataConfig) else clips_per_heart(config.preprocess)
+
+
+def columns_of(config: DataConfig) -> tuple[str, ...]:
+    """Return the names of the targets of a data set."""
+    return (VIEW_COLUMN,) if isinstance(config, ViewDataConfig) else COLUMNS
+
+
 def _fill(folder: Path, config: DataConfig, input_spec: TensorSpec, missing: list[int], workers: int) -> None:
     _log.info("hearts.started", modality=config.modality.value, missing=len(missing), folder=folder.name)
     make = partial(_make_heart, folder, config, input_spec)
     if workers == 1:
         _follow(map(make, missing), len(missing))
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with worker_pool(workers) as pool:
         _follow(pool.imap_unordered(make, missing, chunksize=4), len(missing))
 
 
@@ -151,10 +168,10 @@ def _make_heart(folder: Path, config: DataConfig, input_spec: TensorSpec, index:
 
 
 def _write_heart(folder: Path, config: DataConfig, input_spec: TensorSpec, index: int) -> int:
-    heart = draw_heart(config.modality, config.seed, index)
-    open_memmap(folder / "targets.npy", mode="r+")[index] = [heart.targets[name] for name in COLUMNS]
+    heart = _drawn(config, index)
+    open_memmap(folder / "targets.npy", mode="r+")[index] = [heart.targets[name] for name in columns_of(config)]
     try:
-        array = prepare(heart.record, config.preprocess).arrays[input_spec.name]
+        array = _inputs(config, heart.record, input_spec.name)
     except Refusal as refusal:
         _log.info("heart.refused", heart=index, code=refusal.code.value, reason=refusal.reason)
         return REFUSED
@@ -163,6 +180,18 @@ def _write_heart(folder: Path, config: DataConfig, input_spec: TensorSpec, index
         raise ValueError(f"prepared {array.dtype} {array.shape}; expected {inputs.dtype} {inputs.shape[1:]}")
     inputs[index, : len(array)] = array
     return len(array)
+
+
+def _drawn(config: DataConfig, index: int) -> Heart:
+    if isinstance(config, ViewDataConfig):
+        return draw_view(config.seed, index)
+    return draw_heart(config.modality, config.seed, index)
+
+
+def _inputs(config: DataConfig, record: Record, name: str) -> NDArray[Any]:
+    """The clips of a record; for a view network the very frames that the view check of the engines would look at."""
+    arrays = prepare(record, config.preprocess).arrays
+    return gate_frames(arrays["clip"], config.frames) if isinstance(config, ViewDataConfig) else arrays[name]
 
 
 def _content_digest(config: DataConfig) -> str:

@@ -100,6 +100,8 @@ class ClassifierConfig:
         learning_rate: of AdamW, after warm-up, falling along a cosine.
         weight_decay: of AdamW.
         noise: standard deviation of noise on the standardised contexts.
+        lvef_weight: of the error of a linear estimate of the LVEF from the pooled tokens, beside the loss of the class: a
+            heart says more by its LVEF than by its class. 0 trains on the class alone, as the comparison does with all models.
     """
 
     shape: TransformerShape
@@ -109,6 +111,7 @@ class ClassifierConfig:
     learning_rate: float
     weight_decay: float
     noise: float
+    lvef_weight: float
 
 
 @dataclass(frozen=True, kw_only=True)

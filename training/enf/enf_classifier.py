@@ -134,7 +134,12 @@ class EnfClassifier:
     def _labelled(self, pairs: Pairs, fits: Latents) -> Labelled:
         task = self.run.task
         positive = pairs.labels(task.threshold_percent)
-        return Labelled(latents=fits, positive=positive, targets=task.targets(pairs.lvef_percent))
+        return Labelled(
+            latents=fits,
+            positive=positive,
+            targets=task.targets(pairs.lvef_percent),
+            lvef_percent=pairs.lvef_percent,
+        )
 
 
 def _digest(*parts: object) -> str:

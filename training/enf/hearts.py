@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +25,7 @@ from engines.records import CineStack, Modality
 from training.data.heart_arrays import source_digest
 from training.data.sources.cmr_studies import CmrStudies, FoundStudies
 from training.data.sources.phantom_hearts import draw_heart, draw_subject_of
+from training.data.worker_pool import worker_pool
 from training.enf.pairs import Pairs, wide_px
 
 _log = structlog.get_logger()
@@ -143,7 +143,7 @@ def _made(make: Callable[[str], bool], keys: list[str], workers: int) -> Iterabl
     if workers == 1 or len(keys) < 2 * workers:
         yield from map(make, keys)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with worker_pool(workers) as pool:
         yield from pool.imap_unordered(make, keys, chunksize=4)
 
 

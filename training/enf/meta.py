@@ -28,7 +28,14 @@ from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.enf.config import EnfRun
 from training.enf.pairs import Pairs
 from training.models.enf import Enf
-from training.models.enf_frozen import decode_frames, field_constants, fit_frames
+from training.models.enf_frozen import (
+    FittedFrames,
+    decode_frames,
+    field_constants,
+    field_factors,
+    first_step,
+    fit_frames,
+)
 from training.models.enf_orbits import PairTables, pair_tables
 from training.models.latent_cloud import initial_cloud
 
@@ -142,13 +149,17 @@ def outer_loss(run: EnfRun, enf: Enf, frames_FP: Tensor, tables: PairTables) -> 
         frames_FP: grey values at the pixels of ``tables``, in its order.
         tables: of the drawn pixels.
     """
-    constants = field_constants(enf, tables, float(initial_cloud(run.shape.latents, 1).window[0]))
+    constants = field_constants(field_factors(enf, tables, float(initial_cloud(run.shape.latents, 1).window[0])))
     start = start_context(run).to(frames_FP.device)
-    steps, rate = run.fit.steps, run.fit.learning_rate
+
+    def fitted() -> FittedFrames:
+        first = first_step(start, constants)
+        return fit_frames(frames_FP, start, first, constants, steps=run.fit.steps, learning_rate=run.fit.learning_rate)
+
     if run.meta.order == "second":
-        return fit_frames(frames_FP, start, constants, steps=steps, learning_rate=rate).errors.mean()
+        return fitted().errors.mean()
     with torch.no_grad():
-        contexts = fit_frames(frames_FP, start, constants, steps=steps, learning_rate=rate).contexts
+        contexts = fitted().contexts
     return ((decode_frames(contexts, constants) - frames_FP) ** 2).mean()
 
 

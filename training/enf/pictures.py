@@ -66,7 +66,7 @@ def reconstructions(field: EnfClassifier, images_N2SS: NDArray[np.float32]) -> N
     frames = torch.from_numpy(np.ascontiguousarray(images_N2SS)).flatten(0, 1)
     values = network(frames).values
     rebuilt = torch.empty_like(frames.flatten(1))
-    rebuilt[:, network.constants().pixels] = values
+    rebuilt[:, network.pixels] = values
     return np.asarray(rebuilt.reshape(images_N2SS.shape).numpy())
 
 

@@ -7,7 +7,9 @@ sector and frame rate are nuisance that no other modality sees.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,13 +105,26 @@ def loop_of(
     )
 
 
-def rendered(subject: Subject, scan: UltrasoundScan, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Luma frames, uint8 [T, H, W]."""
+class Anatomy(Protocol):
+    """What lies in the sector: the echo amplitude of every pixel looked at, about 0 to 1, frame by frame."""
+
+    def amplitude(self, index: int, generator: np.random.Generator) -> Floats:
+        """Of one frame, speckle included."""
+
+
+AnatomyOf = Callable[[Subject, UltrasoundScan, Floats, Floats, Floats, np.random.Generator], Anatomy]
+"""A heart, its scan, the phases of the frames, and x and z of the places looked at (mm)."""
+
+
+def rendered(
+    subject: Subject, scan: UltrasoundScan, rng: np.random.Generator, anatomy_of: AnatomyOf | None = None
+) -> NDArray[np.uint8]:
+    """Luma frames, uint8 [T, H, W]; of the four chambers unless told otherwise."""
     beat = scan.frame_ms * subject.heart_rate_bpm / 60000.0
     phase = scan.start_phase + beat * np.arange(scan.frames)
     frame_THW = np.repeat(_screen(scan, subject)[None], scan.frames, axis=0)
     x0, y0, x1, y1 = scan.region_px
-    frame_THW[:, y0:y1, x0:x1] = _sector(subject, scan, phase, rng)
+    frame_THW[:, y0:y1, x0:x1] = _sector(subject, scan, phase, rng, anatomy_of or FourChambers.of)
     _draw_trace(frame_THW, scan, phase)
     return frame_THW
 
@@ -132,12 +147,14 @@ def _draw_trace(frame_THW: NDArray[np.uint8], scan: UltrasoundScan, phase: Float
         frame_THW[index, (base - height).astype(int), column] = 220
 
 
-def _sector(subject: Subject, scan: UltrasoundScan, phase: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _sector(
+    subject: Subject, scan: UltrasoundScan, phase: Floats, rng: np.random.Generator, anatomy_of: AnatomyOf
+) -> NDArray[np.uint8]:
     x, z = _grid(scan)
     radius_mm = np.hypot(x, z)
     within = (np.abs(np.arctan2(x, z)) < scan.half_angle_rad) & (radius_mm < scan.depth_mm) & (radius_mm > 2)
     loss = _loss(x, z, scan, rng)
-    anatomy = _Anatomy.of(subject, scan, phase, x[within], z[within], rng)
+    anatomy = anatomy_of(subject, scan, phase, x[within], z[within], rng)
     frames = np.zeros((len(phase), *x.shape), np.uint8)
     generator = np.random.default_rng(int(rng.integers(2**63)))
     for index in range(len(phase)):
@@ -167,7 +184,7 @@ def _loss(x: Floats, z: Floats, scan: UltrasoundScan, rng: np.random.Generator) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Anatomy:
+class FourChambers:
     """Four chambers in heart coordinates: ``s`` along the axis from the apex, ``w`` across it, positive to the left ventricle."""
 
     s: Floats
@@ -190,7 +207,7 @@ class _Anatomy:
         x: Floats,
         z: Floats,
         rng: np.random.Generator,
-    ) -> _Anatomy:
+    ) -> Self:
         shape = left_ventricle(subject, phase)
         rest = left_ventricle(subject, np.zeros(1))
         width = float(24 * (subject.rvedv_ml / 170) ** (1 / 3))
@@ -222,15 +239,16 @@ class _Anatomy:
         muscle = np.hypot(across / (radius + wall), 1 - (self.s + wall) / (length + wall))
         value = np.full(self.s.shape, 0.22, np.float32)
         value[(muscle < 1) & (along <= 1)] = 0.50
-        self._right_heart(value, length, radius, wall, index)
+        self.right_heart(value, length, radius, wall, index)
         atrium = np.hypot(across / (0.80 * radius + 4), (self.s - length - 24) / 25)
         value[(atrium < 1.13) & (along > 1)] = 0.45
         value[(atrium < 1) & (along > 1.0)] = self.blood
         value[(ventricle < 1) & (along <= 1)] = self.blood
         self._leaflets(value, length, radius, index)
-        return value * self._speckle(length, radius, generator)
+        return value * self.speckled(length, radius, generator)
 
-    def _right_heart(self, value: Floats, length: float, radius: float, wall: float, index: int) -> None:
+    def right_heart(self, value: Floats, length: float, radius: float, wall: float, index: int) -> None:
+        """The right ventricle and atrium, beside the left ones."""
         width = self.right_width * float(self.right[index])
         centre = -(radius + wall + width)
         ventricle = np.hypot((self.w - centre) / width, 1 - self.s / (0.92 * length))
@@ -252,7 +270,7 @@ class _Anatomy:
         else:
             value[(np.abs(self.s - length + 0.12 * (radius - np.abs(self.w))) < 1.3) & (np.abs(self.w) < radius)] = 0.75
 
-    def _speckle(self, length: float, radius: float, generator: np.random.Generator) -> Floats:
+    def speckled(self, length: float, radius: float, generator: np.random.Generator) -> Floats:
         """Noise looked up in tissue coordinates, so that it moves with the heart, and a little that is new each frame."""
         rows = (self.s * (float(self.length[0]) / length) * 2.2).astype(np.int32) % _NOISE_SIDE
         columns = (self.w * (float(self.radius[0]) / radius) * 2.2).astype(np.int32) % _NOISE_SIDE

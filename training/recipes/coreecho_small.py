@@ -8,12 +8,13 @@ than two hours on one core, and about one on two.
 
 from __future__ import annotations
 
-from engines.preprocess.spec import EchoSpec
+from engines.preprocess.spec import EchoCleanSpec
 from engines.records import Modality
 from training.config import BundleConfig, DataConfig, SplitConfig
 from training.coreecho.clips import ClipShape
 from training.coreecho.config import ContrastStage, CoReEchoRun, ProbeStage, Speed, StepSchedule
 from training.models.uniformer import UniFormerShape
+from training.recipes.view_small import echo_clean_spec
 
 STEP_MS = 80.0
 
@@ -71,23 +72,7 @@ def recipe() -> CoReEchoRun:
     )
 
 
-def preprocess(*, size_px: int, frames: int, step_ms: float = STEP_MS) -> EchoSpec:
+def preprocess(*, size_px: int, frames: int, step_ms: float = STEP_MS) -> EchoCleanSpec:
     """Return the preprocessing of all recipes of clips; they differ in size and pace of a clip."""
-    return EchoSpec(
-        kind="echo",
-        preprocess_version=1,
-        size_px=size_px,
-        clip_frames=frames,
-        clips=3,
-        frame_step_ms=step_ms,
-        frame_interval_max_ms=80.0,
-        frames_min=16,
-        duration_min_ms=700.0,
-        short_loop="black_end",
-        sector_frames=16,
-        sector_deviation_min=2.0,
-        sector_area_min=0.08,
-        sector_area_max=0.95,
-        margin_fraction=0.02,
-        chroma_spread_max=6.0,
-    )
+    spec = echo_clean_spec(size_px=size_px, clip_frames=frames, clips=3)
+    return spec.model_copy(update={"frame_step_ms": step_ms})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from engines.preprocess.spec import CmrSpec
 from engines.records import Modality
 from training.config import BundleConfig, DataConfig, SplitConfig
+from training.data.targets import LVEF_CONDITIONS
 from training.enf.config import ClassifierConfig, EnfRun, FieldFit, MetaConfig, Task
 from training.models.enf import EnfShape
 from training.models.invariant_transformer import TransformerShape
@@ -12,16 +13,21 @@ from training.models.invariant_transformer import TransformerShape
 
 def recipe() -> EnfRun:
     """Return the run: 64 latents of 16 numbers, 64 pixels of 1.8 mm, three inner steps."""
+    return recipe_of("lvef_at_most_40", name="enf_small", bundle="cmr-enf-small")
+
+
+def recipe_of(condition: str, *, name: str, bundle: str) -> EnfRun:
+    """Return the same run for another task, a key of ``LVEF_CONDITIONS``; it draws the same hearts."""
     return EnfRun(
-        recipe="enf_small",
+        recipe=name,
         seed=5,
-        task=Task(condition="lvef_at_most_40", blur_percent=5.0),
+        task=Task(condition=condition, blur_percent=5.0),
         data=DataConfig(
             modality=Modality.CMR,
             seed=50_001,
-            hearts=1400,
+            hearts=2000,
             preprocess=preprocess(size_px=64),
-            split=SplitConfig(train=0.66, validation=0.08, calibration=0.16, test=0.10),
+            split=SplitConfig(train=0.70, validation=0.06, calibration=0.14, test=0.10),
         ),
         shape=EnfShape.small(),
         fit=FieldFit(steps=3, learning_rate=60.0),
@@ -36,20 +42,22 @@ def recipe() -> EnfRun:
         ),
         classifier=ClassifierConfig(
             shape=TransformerShape(width=96, layers=3, heads=4, dropout=0.1),
-            views=4,
-            epochs=45,
+            views=16,
+            epochs=70,
             batch_size=32,
             learning_rate=1e-3,
             weight_decay=0.05,
             noise=0.1,
+            lvef_weight=3.0,
         ),
         bundle=BundleConfig(
-            name="cmr-enf-small",
-            version="0.2.0",
+            name=bundle,
+            version="0.3.0",
             method=(
                 "An equivariant neural field is fitted to the mid short-axis slice at end diastole and end systole; a small "
                 "Transformer reads the fitted latents by their relative poses only, so that the answer does not turn with "
-                "the image. The probability of an ejection fraction of at most 40 % comes with its Venn-Abers interval."
+                f"the image. The probability of an ejection fraction of at most {LVEF_CONDITIONS[condition]:g} % comes with "
+                "its Venn-Abers interval."
             ),
             intended_use=(
                 "Shows the way from a short-axis cine stack to a report of the probability of a reduced ejection "

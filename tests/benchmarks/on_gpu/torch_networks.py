@@ -103,12 +103,14 @@ def _field(bundle: Bundle, model: Any, weights: Weights) -> nn.Module:
     network = EnfRiskNet(field, classifier, cloud.poses)
     named = {name.removeprefix(_PREFIX): array for name, array in weights.items() if name.startswith(_PREFIX)}
     named |= dict(_beside_their_bias(model, weights)) | dict(_head(model, weights, run.classifier.shape.width))
+    value = (run.shape.context_width + 1, 1, run.shape.hidden)
+    named["field.value"] = next(array[:, 0] for array in weights.values() if array.shape == value)
     kept = {key: value.numpy() for key, value in network.state_dict().items() if key in _OF_THE_RECIPE}
     _load(network, {key: {**kept, **named}[key] for key in network.state_dict()})
     return network
 
 
-_OF_THE_RECIPE = ("field.start", "field.pixels")
+_OF_THE_RECIPE = ("field.start", "field.pixels", "field.restore")
 """Constants that follow from the recipe; the graph holds them in another form."""
 
 

@@ -11,13 +11,20 @@ from pydantic import ValidationError
 from engines.bundle import manifest as m
 from engines.bundle.card import model_card
 from engines.records import Modality
-from tests.doubles.bundles import conformal, draft, table
+from tests.doubles.bundles import conformal, draft, gate, table
 
 MODALITIES = list(Modality)
 
 
 def _json(modality: Modality = Modality.ECG) -> dict[str, Any]:
     return json.loads(draft(modality).model_dump_json())
+
+
+def _gated(**changes: Any) -> dict[str, Any]:
+    """An echo manifest of schema 2 with a gate, whose fields may be changed."""
+    document = json.loads(draft(Modality.ECHO, schema_version=2, gate=gate()).model_dump_json())
+    document["gate"] |= changes
+    return document
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -30,7 +37,7 @@ def test_draft_survives_json(modality: Modality) -> None:
 @pytest.mark.parametrize("field", sorted(m.ManifestDraft.model_fields))
 def test_no_field_has_a_default(field: str) -> None:
     """A manifest that lacks any one field is refused."""
-    document = _json()
+    document = _gated()
     del document[field]
     with pytest.raises(ValidationError):
         m.ManifestDraft.model_validate(document)
@@ -39,7 +46,7 @@ def test_no_field_has_a_default(field: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 2, "Input should be 1"),
+        (("schema_version",), 3, "Input should be 1 or 2"),
         (("modality",), "cmr", "one modality"),
         (("unheard_of",), 1, "Extra inputs"),
         (("graph",), "../model.onnx", "pattern"),
@@ -207,3 +214,66 @@ def test_outputs_of_the_latents_fit_each_other(name: str, shape: list[int], mess
     next(output for output in document["outputs"] if output["name"] == name)["shape"] = shape
     with pytest.raises(ValidationError, match=message):
         m.ManifestDraft.model_validate(document)
+
+
+def test_schema_1_knows_no_gate() -> None:
+    """A manifest of schema 1 is written as it always was, reads back without a gate, and may not have one."""
+    document = _json(Modality.ECHO)
+    assert "gate" not in document
+    assert m.ManifestDraft.model_validate(document).gate is None
+    with pytest.raises(ValidationError, match="schema 2 for a bundle with a gate"):
+        m.ManifestDraft.model_validate({**document, "gate": _gated()["gate"]})
+
+
+def test_a_gate_survives_json() -> None:
+    """A manifest of schema 2 comes back with its gate; without one it says null."""
+    original = draft(Modality.ECHO, schema_version=2, gate=gate())
+    assert m.ManifestDraft.model_validate_json(original.model_dump_json()) == original
+    without = json.loads(draft(Modality.ECHO, schema_version=2).model_dump_json())
+    assert without["gate"] is None
+    assert m.ManifestDraft.model_validate(without).gate is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accepted_view": "subcostal"}, "an accepted view among"),
+        ({"views": ["apical_four_chamber", "no_heart"]}, "one column per view"),
+        ({"views": ["apical_four_chamber", "apical_four_chamber"]}, "unique"),
+        ({"graph": "golden.npz"}, "a name of its own"),
+        ({"input": {"name": "frames", "dtype": "uint8", "shape": [-1, 1, 8, 8]}}, "a gate that reads uint8 frames"),
+        ({"threshold_probability": 1.0}, "less than 1"),
+        ({"trusted_labels": [{"attribute": "ViewName", "pattern": "("}]}, "not a regular expression"),
+        ({"trusted_labels": [{"attribute": "PatientName", "pattern": "A4C"}]}, "ViewName"),
+    ],
+)
+def test_contradictory_gates_are_refused(changes: dict[str, Any], message: str) -> None:
+    """A gate that does not fit the engine, or names what it cannot know, is refused."""
+    with pytest.raises(ValidationError, match=message):
+        m.ManifestDraft.model_validate(_gated(**changes))
+
+
+def test_a_gate_is_for_echo() -> None:
+    """No other modality has views to check."""
+    document = {**_json(), "schema_version": 2, "gate": _gated()["gate"]}
+    with pytest.raises(ValidationError, match="a gate for echo only"):
+        m.ManifestDraft.model_validate(document)
+
+
+def test_files_of_a_gate_need_digests() -> None:
+    """Graph and golden logits of the gate are files of the bundle like any other."""
+    digest = {"sha256": "0" * 64, "bytes": 1}
+    names = (m.GRAPH_NAME, m.GOLDEN_NAME, m.EMBEDDING_NAME, m.CARD_NAME)
+    with pytest.raises(ValidationError, match="expected digests of"):
+        m.Manifest.model_validate({**_gated(), "files": dict.fromkeys(names, digest)})
+    complete = dict.fromkeys((*names, m.GATE_GRAPH_NAME, m.GATE_GOLDEN_NAME), digest)
+    assert m.Manifest.model_validate({**_gated(), "files": complete}).gate is not None
+
+
+def test_the_card_tells_of_the_gate() -> None:
+    """Whoever reads the card learns what the view check demands, and how many labels are believed."""
+    trusted = (m.TrustedLabel(attribute="ViewName", pattern="A4C"),)
+    text = model_card(draft(Modality.ECHO, schema_version=2, gate=gate(trusted_labels=trusted)))
+    assert "apical four chamber view in no loop with a probability of at least 0.7 over 4 frames" in text
+    assert "Labels believed without looking: 1." in text
+    assert "view check" not in model_card(draft(Modality.ECHO))

@@ -15,6 +15,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from engines.decode import echo
@@ -489,3 +490,118 @@ def refusal_message(instance: io.BytesIO) -> str:
     except Refusal as refusal:
         return str(refusal)
     return ""
+
+
+def ycbcr_clip(frames: np.ndarray, **elements: Any) -> io.BytesIO:
+    """Frames in YCbCr as JPEG baseline, one fragment each."""
+    encoded = []
+    for frame in frames:
+        buffer = io.BytesIO()
+        Image.fromarray(frame, "YCbCr").save(buffer, "JPEG", quality=90, subsampling="4:2:2")
+        encoded.append(buffer.getvalue())
+    dataset = header(frames, "YBR_FULL_422", JPEGBaseline8Bit)
+    dataset.PixelData = encapsulate(encoded)
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return written(dataset)
+
+
+def ycbcr(*, coloured: bool = False) -> np.ndarray:
+    """Grey frames in YCbCr, with a coloured block where asked."""
+    frames = np.full((FRAMES, HEIGHT, WIDTH, 3), 128, np.uint8)
+    frames[..., 0] = grey()
+    if coloured:
+        frames[:, 16:32, 16:32, 1:] = (60, 200)
+    return frames
+
+
+def planes_of(instance: io.BytesIO) -> DicomFrames:
+    """The frames of the one loop, read as stored planes where that is possible."""
+    (loop,) = decode_echo([instance], stored_luma=True)
+    assert isinstance(loop.frames, DicomFrames)
+    return loop.frames
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_stored_luma_is_the_raw_plane(coloured: bool) -> None:
+    """The luma plane is channel 0 of the raw decoding, bit for bit, in any selection, repeated as asked."""
+    instance = ycbcr_clip(ycbcr(coloured=coloured))
+    frames = planes_of(instance)
+    raw = [frame[..., 0] for frame in iter_pixels(instance, raw=True)]
+    assert all(np.array_equal(a, b) for a, b in zip(frames.luma(range(FRAMES)), raw, strict=True))
+    chosen = list(frames.luma([2, 2, 7, 11]))
+    assert [np.array_equal(frame, raw[index]) for frame, index in zip(chosen, (2, 2, 7, 11), strict=True)] == [True] * 4
+    assert list(frames.luma([])) == []
+
+
+def test_stored_luma_of_a_grey_clip_is_the_shown_one() -> None:
+    """Where there is no colour both ways give the same bits."""
+    instance = ycbcr_clip(ycbcr())
+    shown, stored = (list(frames.luma(range(FRAMES))) for frames in (only(instance).frames, planes_of(instance)))
+    assert np.array_equal(shown, stored)
+
+
+def test_chroma_is_found_where_it_is() -> None:
+    """The departure from grey is large in the coloured block and nil far from it, by either way."""
+    instance = ycbcr_clip(ycbcr(coloured=True))
+    for frames in (planes_of(instance), only(instance).frames):
+        (found,) = frames.chroma([3])
+        assert found.dtype == np.uint8
+        assert found[20:28, 20:28].min() > 100
+        assert found[40:, 48:].max() <= 2
+    assert max(frame.max() for frame in planes_of(clip()).chroma([0, 1])) == 0
+
+
+def test_only_plain_jpegs_are_read_as_planes() -> None:
+    """A JPEG with an Adobe marker, an RGB one and an uncompressed clip take the ordinary way, with the same result as ever."""
+    frames = np.repeat(grey()[..., None], 3, axis=-1)
+    assert not planes_of(clip())._has_planes
+    assert not planes_of(written(header(frames, "RGB")))._has_planes
+    assert planes_of(ycbcr_clip(ycbcr()))._has_planes
+    encoded = []
+    for frame in ycbcr():
+        buffer = io.BytesIO()
+        Image.fromarray(frame, "YCbCr").convert("CMYK").save(buffer, "JPEG")  # carries the marker
+        encoded.append(buffer.getvalue())
+    dataset = header(frames, "YBR_FULL_422", JPEGBaseline8Bit)
+    dataset.PixelData = encapsulate(encoded)
+    assert not planes_of(written(dataset))._has_planes
+
+
+@pytest.mark.parametrize("broken", ["size", "cut", "fewer"])
+def test_broken_planes_are_refused(broken: str) -> None:
+    """Frames of another size, cut short, or fewer than stated are refused, never guessed."""
+    frames = ycbcr()
+    if broken == "size":
+        instance = ycbcr_clip(frames, Rows=HEIGHT - 8)
+    elif broken == "fewer":
+        instance = ycbcr_clip(frames[:6], NumberOfFrames=FRAMES)
+    else:
+        dataset = header(frames, "YBR_FULL_422", JPEGBaseline8Bit)
+        buffer = io.BytesIO()
+        Image.fromarray(frames[0], "YCbCr").save(buffer, "JPEG")
+        dataset.PixelData = encapsulate([buffer.getvalue()] + [b"\xff\xd8\xff\xe0"] * (FRAMES - 1))
+        instance = written(dataset)
+    with pytest.raises(InputRefused) as caught:
+        list(planes_of(instance).luma(range(FRAMES)))
+    assert caught.value.code is RefusalCode.PIXEL_DATA_INCONSISTENT
+
+
+def test_labels_of_the_view_are_kept_apart() -> None:
+    """Code, view name, series description and protocol travel with the source, upper case, cut to a label's length."""
+    loop = only(clip(ViewCodeSequence=view("399214001"), ViewName="a4c", SeriesDescription="x" * 64, ProtocolName="p"))
+    assert loop.source.view_labels == (
+        ("ViewCodeSequence", "399214001"),
+        ("ViewName", "A4C"),
+        ("SeriesDescription", "X" * 64),
+        ("ProtocolName", "P"),
+    )
+    assert only(clip()).source.view_labels == ()
+
+
+def test_as_many_loops_as_asked_for() -> None:
+    """A study of many loops gives the longest ones, as many as the caller wants."""
+    clips = [clip(FRAMES + number, SOPInstanceUID=f"2.25.{number + 20}") for number in range(12)]
+    assert len(decode_echo(clips)) == echo.MOST_CANDIDATES
+    found = decode_echo(clips, most=10)
+    assert [len(loop.frames) for loop in found] == list(range(FRAMES + 11, FRAMES + 1, -1))

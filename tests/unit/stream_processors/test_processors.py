@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from engines.errors import SelfTestFailed
 from engines.records import Modality
@@ -96,6 +97,28 @@ def test_sigterm_ends_the_process_in_order(settings: Settings, worlds: dict[Moda
     assert [outcome["outcome"] for outcome in world.outcomes()] == ["reported"]
     assert world.lag() == 0
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_matrices_are_multiplied_on_the_threads_of_the_settings(
+    settings: Settings, worlds: dict[Modality, World]
+) -> None:
+    """While it serves, the BLAS library uses as many threads as an engine may; afterwards as many as before."""
+    seen: list[set[int]] = []
+
+    def ready() -> bool:
+        if _status(settings).get("ready"):
+            seen.append(_blas_threads())
+        return bool(seen)
+
+    _when(ready, _terminate)
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert run(settings) == 0
+        assert _blas_threads() == {2}
+    assert seen == [{settings.engine.threads}]
+
+
+def _blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
 def test_the_status_file_says_what_the_process_is_doing(settings: Settings, worlds: dict[Modality, World]) -> None:

@@ -6,6 +6,7 @@ import pytest
 from pydicom.sr._concepts_dict import concepts
 from pydicom.sr.coding import Code
 
+from engines.errors import RefusalCode
 from engines.records import Modality
 from stream_processors.reports import codes
 
@@ -85,3 +86,9 @@ def test_undecided_is_undetermined_and_uncertain() -> None:
     """An engine that cannot decide is neither present nor absent, neither high nor low risk."""
     assert codes.presence_of(None) == codes.UNDETERMINED
     assert codes.risk_of(None) == codes.UNCERTAIN_RISK
+
+
+def test_a_view_check_that_declines_is_an_abstention() -> None:
+    """The engine looked and declined: the report says failed, not that nothing was attempted."""
+    assert {RefusalCode.NOT_A4C, RefusalCode.VIEW_UNCERTAIN} <= codes.RAN_AND_ABSTAINED
+    assert RefusalCode.SECTOR_IMPLAUSIBLE not in codes.RAN_AND_ABSTAINED

@@ -12,11 +12,12 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 
 from engines.errors import RefusalCode
-from engines.predictions import Abstention
+from engines.predictions import Abstention, Estimate, Interval
 from engines.records import Modality
 from stream_processors.reports import codes
 from stream_processors.reports.measurement_report import build_reports, encode
 from stream_processors.reports.read import read_report, render_tree
+from stream_processors.reports.wording import result_sentences
 from tests.doubles.reports import ANSWERS, make_context, make_header, make_prediction
 
 CASES = [(modality, answer) for modality in Modality for answer in ANSWERS]
@@ -243,6 +244,28 @@ def test_the_companion_says_what_a_reader_must_know() -> None:
     assert "90 % interval 35.0 to 42.8 %" in number
     assert any("purkinje-echo, version 0.1.0" in sentence for sentence in sentences)
     assert "The lead V1 is noisy \N{LESS-THAN OR EQUAL TO} 1 s." in sentences
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (20.0, 40.04, "The whole interval lies in the class 40 % or less."),
+        (41.0, 49.0, "The whole interval lies in the class 41 to 49 %."),
+        (50.0, 63.0, "The whole interval lies in the class 50 % or more."),
+        (38.0, 42.0, "more than one class"),
+        (45.0, 50.0, "more than one class"),
+        (20.0, 70.0, "more than one class"),
+    ],
+)
+def test_a_class_is_called_where_the_whole_interval_lies_in_it(low: float, high: float, said: str) -> None:
+    """An interval that straddles calls no class; the numbers compared are those that are printed."""
+    estimate = Estimate(
+        quantity="lvef", value=(low + high) / 2, unit="%", interval=Interval(low=low, high=high, coverage_percent=90.0)
+    )
+    prediction = replace(
+        make_prediction(Modality.ECHO, "answered", [make_header(Modality.ECHO)]), estimates=(estimate,)
+    )
+    assert said in " ".join(result_sentences(prediction))
 
 
 @pytest.mark.parametrize("modality", Modality)

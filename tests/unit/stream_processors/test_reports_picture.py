@@ -19,7 +19,7 @@ from engines.records import Modality
 from orthanc_plugin.intake import Exclusions, modality_of_series
 from stream_processors.reported import content_of
 from stream_processors.reports.measurement_report import build_reports, encode, picture_of
-from stream_processors.reports.read import render_tree
+from stream_processors.reports.read import read_report, render_tree
 from stream_processors.reports.validate import DCIODVFY, FAST, standing_complaints
 from tests.doubles.reports import make_context, make_header, make_picture, make_prediction
 
@@ -68,6 +68,7 @@ def test_the_report_refers_to_its_picture(answer: str) -> None:
         picture.SOPInstanceUID,
     )
     assert references(report) == {"1.2.3.4.1", "1.2.3.4.2", picture.SOPInstanceUID}
+    assert read_report(report).picture_sop_instance_uid == picture.SOPInstanceUID
     assert picture.SOPInstanceUID not in references(companion)
     assert "The series AI picture of this study shows what carries the result." in render_tree(companion)
 

@@ -47,6 +47,7 @@ def test_an_answer_reads_back(modality: Modality) -> None:
     ]
     assert read.model["name"] == prediction.model.name
     assert read.model["bundle_sha256"] == prediction.model.bundle_sha256
+    assert read.picture_sop_instance_uid is None
 
 
 @pytest.mark.parametrize("modality", Modality)

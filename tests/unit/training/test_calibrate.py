@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.calibrate import conformal_half_width, venn_abers_table
+from training import calibrate
+from training.calibrate import conformal_half_width, smoothed_venn_abers_table, venn_abers_table
 
 
 @pytest.mark.parametrize("coverage_percent", [80.0, 90.0])
@@ -77,3 +78,36 @@ def test_venn_abers_without_positives_claims_no_certainty() -> None:
     assert table.low_probabilities.max() == 0.0
     assert table.high_probabilities[-1] == 0.5
     assert table.high_probabilities[0] == pytest.approx(0.1)
+
+
+def _steep(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores whose probability is their logistic, and labels drawn from it."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0.0, 3.0, count)
+    return scores, (rng.random(count) < 1.0 / (1.0 + np.exp(-scores))).astype(float)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_smoothed_pairs_are_monotone_bracket_and_have_smaller_steps(seed: int) -> None:
+    """The largest step of the smoothed pair is smaller than that of the plain one, and both lie near the truth."""
+    scores, labels = _steep(seed, 150)
+    plain = venn_abers_table(scores, labels, grid_points=65)
+    smooth = smoothed_venn_abers_table(scores, labels, resamples=20, grid_points=65)
+    assert np.array_equal(smooth.scores, plain.scores)
+    assert (smooth.low_probabilities <= smooth.high_probabilities).all()
+    for values in (smooth.low_probabilities, smooth.high_probabilities):
+        assert (np.diff(values) >= 0).all()
+        assert np.abs(values - 1.0 / (1.0 + np.exp(-smooth.scores))).max() < 0.3
+    assert np.diff(smooth.low_probabilities).max() < np.diff(plain.low_probabilities).max()
+    assert np.diff(smooth.high_probabilities).max() < np.diff(plain.high_probabilities).max()
+
+
+def test_smoothed_pairs_are_always_the_same() -> None:
+    """The resamples are drawn from a fixed seed; one resample is the plain table of the drawn hearts."""
+    scores, labels = _steep(3, 60)
+    one = smoothed_venn_abers_table(scores, labels, resamples=1, grid_points=9)
+    again = smoothed_venn_abers_table(scores, labels, resamples=1, grid_points=9)
+    assert np.array_equal(one.low_probabilities, again.low_probabilities)
+    drawn = np.random.default_rng(0).integers(60, size=60)
+    lows = [calibrate._isotonic_at(score, 0.0, scores[drawn], labels[drawn]) for score in one.scores]
+    np.testing.assert_allclose(one.low_probabilities, lows, atol=1e-9)

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import onnxruntime
+import openvino
 import pytest
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,34 @@ def test_the_graph_rebuilds_the_images_as_the_reference_fit(
     found_db = run(graph, images, LEVELS.ORT_ENABLE_ALL)["psnr_db"]
     assert np.ptp(reference_db) > PSNR_LOSS_MAX_DB
     np.testing.assert_allclose(found_db, reference_db, rtol=0, atol=PSNR_LOSS_MAX_DB)
+
+
+def test_a_wide_field_is_read_right_by_openvino(cloud: LatentCloud, images: np.ndarray) -> None:
+    """Hidden layers as wide as the published ones come out of the exporter with transpositions; OpenVINO computes the same."""
+    torch.manual_seed(5)
+    wide = Enf(dataclasses.replace(SHAPE, hidden=128))
+    tables = pair_tables(SIZE, SHAPE.latents, SHAPE.neighbours)
+    start = cloud.contexts[0]
+    field = FrozenField(wide, tables, window=float(cloud.window[0]), start=start, steps=STEPS, learning_rate=RATE)
+    graph = export_graph(_Fitted(field), SPEC, ["contexts"])
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled.create_infer_request().infer({"image": images})["contexts"]
+    with torch.inference_mode():
+        expected = _Fitted(field)(torch.from_numpy(images))["contexts"].numpy()
+    assert np.abs(expected - start.numpy()).max() > 1e-2
+    assert np.abs(found - expected).max() <= 1e-5
+
+
+class _Fitted(nn.Module):
+    """The field's contexts by name."""
+
+    def __init__(self, field: FrozenField) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"contexts": self.field(image.flatten(0, 1)).contexts.unflatten(0, (-1, 2))}
 
 
 class _Constant(nn.Module):

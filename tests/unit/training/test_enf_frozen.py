@@ -14,7 +14,17 @@ from torch import Tensor
 from training.models.bi_invariants import pair_invariant
 from training.models.enf import Enf, EnfShape
 from training.models.enf_fit import FitConfig, fit
-from training.models.enf_frozen import FrozenField, decode_frames, field_constants, fit_frames, psnr_db
+from training.models.enf_frozen import (
+    FieldConstants,
+    FittedFrames,
+    FrozenField,
+    decode_frames,
+    field_constants,
+    field_factors,
+    first_step,
+    fit_frames,
+    psnr_db,
+)
 from training.models.enf_orbits import PairTables, pair_tables
 from training.models.enf_risk_net import EnfRiskNet
 from training.models.invariant_transformer import InvariantTransformer, TransformerShape
@@ -48,6 +58,17 @@ def tables() -> PairTables:
     return pair_tables(SIZE, SHAPE.latents, SHAPE.neighbours)
 
 
+def constants_of(enf: Enf, cloud: LatentCloud) -> FieldConstants:
+    """The folded decoder at all pixels."""
+    return field_constants(field_factors(enf, tables(), float(cloud.window[0])))
+
+
+def fitted(frames_FP: Tensor, cloud: LatentCloud, constants: FieldConstants, steps: int = 3) -> FittedFrames:
+    """The written fit from the start of the cloud."""
+    start = cloud.contexts[0]
+    return fit_frames(frames_FP, start, first_step(start, constants), constants, steps=steps, learning_rate=RATE)
+
+
 def images(seed: int = 0, frames: int = 2) -> Tensor:
     """Random frames, [F, S, S]."""
     return torch.from_numpy(np.random.default_rng(seed).random((frames, SIZE, SIZE)))
@@ -71,13 +92,13 @@ def test_every_pixel_has_its_nearest_latents_once() -> None:
     pairs = SIZE * SIZE * made.neighbours
     assert sorted(made.to_pixels.tolist()) == sorted(set(made.to_pixels.tolist()))
     assert torch.equal(made.to_latents[made.to_pixels], torch.arange(pairs))
-    assert int(made.filled.sum()) * 4 == pairs
+    assert sum(int(block.filled.sum()) for block in made.blocks) * 4 == pairs
 
 
 def test_decoding_agrees_with_the_reference(enf: Enf, cloud: LatentCloud) -> None:
     """Any contexts give the reference's values to rounding."""
     contexts = torch.randn(3, SHAPE.latents, SHAPE.context_width, dtype=torch.float64)
-    frozen = decode_frames(contexts, field_constants(enf, tables(), float(cloud.window[0])))
+    frozen = decode_frames(contexts, constants_of(enf, cloud))
     reference = enf(pixel_grid(SIZE), LatentCloud(cloud.poses, contexts, cloud.window))[..., 0]
     torch.testing.assert_close(frozen, reference[:, tables().pixels], rtol=0, atol=1e-12)
 
@@ -87,8 +108,8 @@ def test_the_written_gradient_is_the_automatic_one(enf: Enf, cloud: LatentCloud)
     frames = images()
     config = FitConfig(steps=3, lr_context=RATE)
     reference = fit(enf, frames.flatten(1)[..., None], pixel_grid(SIZE), cloud, config, create_graph=False)
-    constants = field_constants(enf, tables(), float(cloud.window[0]))
-    frozen = fit_frames(in_orbit_order(frames), cloud.contexts[0], constants, steps=3, learning_rate=RATE)
+    constants = constants_of(enf, cloud)
+    frozen = fitted(in_orbit_order(frames), cloud, constants)
     torch.testing.assert_close(frozen.contexts, reference.cloud.contexts, rtol=0, atol=1e-12)
     torch.testing.assert_close(frozen.errors, reference.mse_B, rtol=0, atol=1e-12)
 
@@ -100,19 +121,19 @@ def test_a_subset_of_orbits_fits_those_pixels_only(enf: Enf, cloud: LatentCloud)
     contexts = torch.randn(1, SHAPE.latents, SHAPE.context_width, dtype=torch.float64)
     window = float(cloud.window[0])
     whole = torch.empty(1, SIZE * SIZE, dtype=torch.float64)
-    whole[:, tables().pixels] = decode_frames(contexts, field_constants(enf, tables(), window))
-    part = decode_frames(contexts, field_constants(enf, some, window))
+    whole[:, tables().pixels] = decode_frames(contexts, field_constants(field_factors(enf, tables(), window)))
+    part = decode_frames(contexts, field_constants(field_factors(enf, some, window)))
     torch.testing.assert_close(part, whole[:, some.pixels], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_a_turned_frame_gives_turned_contexts_exactly(enf: Enf, cloud: LatentCloud, turns: int) -> None:
     """Contexts move to the next quarter and change no bit; the wrong quarter differs."""
-    constants, start = field_constants(enf, tables(), float(cloud.window[0])), cloud.contexts[0]
+    constants = constants_of(enf, cloud)
     frames = images()
-    before = fit_frames(in_orbit_order(frames), start, constants, steps=3, learning_rate=RATE)
+    before = fitted(in_orbit_order(frames), cloud, constants)
     turned = in_orbit_order(torch.rot90(frames, turns, (1, 2)))
-    after = fit_frames(turned, start, constants, steps=3, learning_rate=RATE)
+    after = fitted(turned, cloud, constants)
     quarters = before.contexts.unflatten(1, (4, -1))
     assert torch.equal(after.contexts.unflatten(1, (4, -1)), quarters.roll(turns, 1))
     assert (after.contexts.unflatten(1, (4, -1)) - quarters).abs().max() > 1e-3
@@ -127,8 +148,8 @@ def test_second_order_gradients_reach_the_decoder_through_the_written_fit(enf: E
         moved.load_state_dict(enf.state_dict())
         with torch.no_grad():
             moved.value_hidden.weight[0, 1] += scale
-        constants = field_constants(moved, tables(), float(cloud.window[0]))
-        found = fit_frames(frames, cloud.contexts[0], constants, steps=2, learning_rate=RATE).errors.mean()
+        constants = constants_of(moved, cloud)
+        found = fitted(frames, cloud, constants, steps=2).errors.mean()
         if scale == 0.0:
             found.backward()
             gradients.append(float(moved.value_hidden.weight.grad[0, 1]))
@@ -232,9 +253,9 @@ def test_the_classifier_does_not_count_tokens_by_place(network: EnfRiskNet) -> N
 def test_the_released_constants_are_doubles_stored_in_single(enf: Enf, network: EnfRiskNet) -> None:
     """The constants are computed in double precision and stored in single; they agree with the double fit to 1e-4."""
     cloud = initial_cloud(SHAPE.latents, SHAPE.context_width)
-    constants = field_constants(enf, tables(), float(cloud.window[0]))
+    constants = constants_of(enf, cloud)
     frames = images(6)
-    exact = fit_frames(in_orbit_order(frames), cloud.contexts[0], constants, steps=3, learning_rate=RATE)
+    exact = fitted(in_orbit_order(frames), cloud, constants)
     with torch.inference_mode():
         single = network.field(frames.float())
     torch.testing.assert_close(single.contexts.double(), exact.contexts, rtol=0, atol=1e-4)

@@ -15,6 +15,7 @@ from training.enf import study
 from training.enf.baselines import BaselineConfig
 from training.enf.config import EnfRun, Task
 from training.models.pair_resnet import PairResNet
+from training.options import as_typed
 from training.recipes.enf_small import recipe
 
 SIZES = (10, 4, 4)
@@ -56,6 +57,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.StudyOptio
         docs=tmp_path / "docs",
         sizes=SIZES,
         seeds=1,
+        first_seed=0,
         dicom_studies=2,
         segmentation_hearts=0,
         contours=None,
@@ -136,3 +138,16 @@ def test_the_field_of_a_trained_model_gives_finite_numbers(options: study.StudyO
     study.run_study(replace(options, dicom_studies=0), lambda _text: None)
     for file in options.out.glob("seed-*.json"):
         assert np.isfinite(json.loads(file.read_text())["test_logits"]).all()
+
+
+def test_the_page_says_which_seeds_were_seen() -> None:
+    """Seeds 0 and 1 are named where they stand in the table; later ones had no part in any choice."""
+    assert study._seen((0, 1, 2)).endswith("of seeds 0 and 1: 0 and 1 stand here")
+    assert study._seen((1, 2)).endswith(": 1 stand here")
+    assert study._seen((2, 3, 4)).endswith(": neither stands here")
+
+
+def test_the_command_on_the_page_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--out`` and its folder are left out, everything else stays as it was typed."""
+    monkeypatch.setattr("sys.argv", ["x/purkinje-train", "evaluate", "enf", "--out", "/home/me/runs", "--seeds", "3"])
+    assert as_typed() == "purkinje-train evaluate enf --seeds 3"

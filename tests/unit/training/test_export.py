@@ -129,6 +129,35 @@ def test_echo_interval_counts_the_mean_over_clips() -> None:
     assert 3.0 < section.clip_sd_limit_percent < 7.0
 
 
+def _uneven(hearts: int, seed: int = 0) -> HeartOutputs:
+    """Hearts whose clips differ by 1 or by 6 points, and whose mean is wrong in proportion."""
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(20, 70, hearts)
+    spread = np.where(rng.random(hearts) < 0.6, 1.0, 6.0)
+    centre = truth + spread * rng.normal(size=hearts)
+    clips = [
+        (middle + width * np.array([-1.0, 0.0, 1.0]))[:, None] for middle, width in zip(centre, spread, strict=True)
+    ]
+    return HeartOutputs(clips={"ef": clips}, targets={"lvef": truth})
+
+
+def test_echo_interval_by_spread_covers_both_kinds_of_hearts() -> None:
+    """Normalised by the spread, more of the noisy hearts are inside, and the interval of quiet ones is far narrower."""
+    calibration, others = _uneven(800), _uneven(800, seed=1)
+    fixed = echo_postprocess(calibration, 90.0).lvef
+    scaled = echo_postprocess(calibration, 90.0, by_spread=True).lvef
+    assert fixed.sd_offset is None
+    assert scaled.sd_offset is not None
+    spread = np.array([clips.std(ddof=1) for clips in others.clips["ef"]])
+    residuals = np.abs(others.heart_means("ef")[:, 0] - others.targets["lvef"])
+    noisy = spread > 3
+    inside = residuals <= scaled.conformal_quantile * (spread + scaled.sd_offset)
+    assert inside.mean() == pytest.approx(0.9, abs=0.03)
+    assert inside[noisy].mean() > (residuals <= fixed.conformal_quantile)[noisy].mean() + 0.02
+    half_width = scaled.conformal_quantile * (1.0 + scaled.sd_offset)
+    assert half_width < 0.8 * fixed.conformal_quantile
+
+
 def test_cmr_table_separates_reduced_from_preserved() -> None:
     """Far below 40 % the whole interval lies above one half, far above below."""
     risk = cmr_postprocess(_outputs(400, 1), "lvef_at_most_40").risk

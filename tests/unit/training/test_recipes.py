@@ -36,6 +36,18 @@ def test_a_field_describes_itself(name: str) -> None:
     assert described["data"]["preprocess"] == config.data.preprocess.model_dump(mode="json")
 
 
+@pytest.mark.parametrize("percent", [30, 35, 50])
+def test_another_threshold_is_another_recipe(percent: int) -> None:
+    """It differs from the released one in task, names and words, and in nothing else."""
+    name = f"enf_small_lvef_at_most_{percent}"
+    config, released = load_recipe(name), load_recipe("enf_small")
+    assert (config.recipe, config.task.threshold_percent) == (name, percent)
+    assert f"at most {percent} %" in config.bundle.method
+    assert config.bundle.name != released.bundle.name
+    same = dataclasses.replace(config, recipe=released.recipe, task=released.task, bundle=released.bundle)
+    assert same == released
+
+
 def test_a_field_is_no_run_of_one_network() -> None:
     """Asked for as one, it is refused by name."""
     with pytest.raises(TypeError, match="EnfRun"):
