@@ -119,12 +119,21 @@ def train(run: RunOptions, data: Path | None, weights: Path | None, device: str)
 @click.option(
     "--gate", type=_PRESENT, help="Folder of a released view check, which the bundle of an echo engine takes."
 )
-def release(run: RunOptions, bundle: Path, docs: Path | None, gate: Path | None) -> None:
+@click.option(
+    "--clips", type=_PRESENT, help="View networks: folder of real clips with views.csv (file, view) that train too."
+)
+def release(run: RunOptions, bundle: Path, docs: Path | None, gate: Path | None, clips: Path | None) -> None:
     """Train RECIPE to its end and write its bundle, measured on hearts it never saw; a view network becomes a gate."""
     from training.export import copy_card
     from training.release import release_run
 
-    click.echo(release_run(run.config, run.out, bundle, workers=run.workers, threads=run.threads, gate=gate))
+    try:
+        folder = release_run(
+            run.config, run.out, bundle, workers=run.workers, threads=run.threads, gate=gate, clips=clips
+        )
+        click.echo(folder)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     if docs is not None:
         click.echo(copy_card(bundle, docs))
 

@@ -13,6 +13,7 @@ from training.config import RunConfig, ViewDataConfig
 from training.coreecho.config import AnyEchoRun, EchoRun
 from training.coreecho.release import ON_PHANTOMS, ClipTraining, evaluate_echo, release_echo, train_echo_run
 from training.data.heart_arrays import HeartArrays, heart_arrays
+from training.data.sources.labelled_loops import labelled_loops, with_labelled_loops
 from training.data.splits import Split, split_hearts
 from training.enf.config import EnfRun
 from training.enf.release import evaluate_enf, release_enf, train_enf
@@ -49,12 +50,27 @@ def train_run(config: AnyRun, out: Path, *, workers: int, threads: int, clips: C
 
 
 def release_run(  # noqa: PLR0913 - what, where from, where to, and how
-    config: AnyRun, out: Path, bundle: Path, *, workers: int, threads: int, gate: Path | None = None
+    config: AnyRun,
+    out: Path,
+    bundle: Path,
+    *,
+    workers: int,
+    threads: int,
+    gate: Path | None = None,
+    clips: Path | None = None,
 ) -> Path:
     """Train where needed, then write the bundle; returns its folder.
 
-    A view network becomes a gate: a folder that ``gate`` of the release of an echo engine takes.
+    A view network becomes a gate: a folder that ``gate`` of the release of an echo engine takes. ``clips`` holds real clips
+    of a named view that train it too.
+
+    Raises:
+        ValueError: real clips for a network that tells no views, or a broken folder of them.
     """
+    if isinstance(config, RunConfig) and isinstance(config.data, ViewDataConfig):
+        return _release_gate(config, config.data, out, bundle, workers=workers, threads=threads, clips=clips)
+    if clips is not None:
+        raise ValueError(f"{config.recipe} tells no views; leave out the clips")
     if isinstance(config, EchoRun):
         return release_echo(config, out, bundle, workers=workers, threads=threads, gate=gate)
     if isinstance(config, EnfRun):
@@ -62,11 +78,22 @@ def release_run(  # noqa: PLR0913 - what, where from, where to, and how
     torch.set_num_threads(threads)
     arrays, split = _hearts(config, out, workers)
     network = train(config, arrays, split, run_folder(config, arrays, out))
-    if isinstance(config.data, ViewDataConfig):
-        return export_gate(config, network, arrays, split, bundle)
     part = None if gate is None else read_gate(gate)
     release = Release(data=config.data, bundle=config.bundle, batch_size=config.optim.batch_size, gate=part)
     return export_bundle(release, network, arrays, split, bundle)
+
+
+def _release_gate(  # noqa: PLR0913 - as above
+    config: RunConfig, data: ViewDataConfig, out: Path, folder: Path, *, workers: int, threads: int, clips: Path | None
+) -> Path:
+    torch.set_num_threads(threads)
+    arrays, split = _hearts(config, out, workers)
+    if clips is None:
+        return export_gate(config, train(config, arrays, split, run_folder(config, arrays, out)), arrays, split, folder)
+    loops = labelled_loops(clips, data)
+    shown, shown_split = with_labelled_loops(arrays, split, loops)
+    network = train(config, shown, shown_split, run_folder(config, shown, out))
+    return export_gate(config, network, arrays, split, folder, real_loops=len(loops.views))
 
 
 def evaluate_run(config: AnyRun, out: Path, bundle: Path, *, workers: int) -> dict[str, float]:

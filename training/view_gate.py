@@ -6,7 +6,7 @@ A gate lies in a folder of its own until the release of an engine takes it (``Re
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,16 +41,36 @@ FloatArray = NDArray[np.float64]
 _log = structlog.get_logger()
 
 
+REAL_LOOPS = "real_training_loops"
+"""Metric: loops of patients that the network was trained with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GatePart:
-    """What an echo bundle takes over from a gate's folder."""
+    """What an echo bundle takes over from a gate's folder; ``metrics`` are those of the gate by itself."""
 
     manifest: ViewGate
     files: GateFiles
+    metrics: Mapping[str, float]
+
+    @property
+    def real_loops(self) -> int:
+        """Loops of patients that the view check was trained with."""
+        return int(self.metrics[REAL_LOOPS])
 
 
-def export_gate(config: RunConfig, network: nn.Module, arrays: HeartArrays, split: Split, folder: Path) -> Path:
+def export_gate(  # noqa: PLR0913 - a network, what it was trained on, and where it goes
+    config: RunConfig, network: nn.Module, arrays: HeartArrays, split: Split, folder: Path, *, real_loops: int = 0
+) -> Path:
     """Write the gate of a trained network and return its folder.
+
+    Args:
+        config: the run.
+        network: trained.
+        arrays: of digital hearts.
+        split: of the digital hearts: calibration loops set the threshold, test loops are measured.
+        folder: of the gate.
+        real_loops: loops of patients that it was trained with besides.
 
     Raises:
         ParityError: when graph and network disagree.
@@ -67,11 +87,12 @@ def export_gate(config: RunConfig, network: nn.Module, arrays: HeartArrays, spli
     gate = gate_manifest(config, spec, threshold_of(votes, views))
     logits = run_graph(graph, spec.name, golden)[OUTPUT]
     test_votes, test_views = loop_votes(graph, spec, arrays, split.test)
+    metrics = {REAL_LOOPS: float(real_loops), **gate_metrics(gate, test_votes, test_views)}
     files = {
         gate.graph: graph,
         gate.golden: npz_bytes({spec.name: golden, OUTPUT: logits}),
         GATE_NAME: (gate.model_dump_json(indent=1) + "\n").encode(),
-        METRICS_NAME: (json.dumps(gate_metrics(gate, test_votes, test_views), indent=1) + "\n").encode(),
+        METRICS_NAME: (json.dumps(metrics, indent=1) + "\n").encode(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -83,7 +104,8 @@ def read_gate(folder: Path) -> GatePart:
     """Read what ``export_gate`` wrote."""
     manifest = ViewGate.model_validate_json((folder / GATE_NAME).read_bytes())
     files = GateFiles(graph=(folder / manifest.graph).read_bytes(), golden=(folder / manifest.golden).read_bytes())
-    return GatePart(manifest=manifest, files=files)
+    metrics = json.loads((folder / METRICS_NAME).read_bytes())
+    return GatePart(manifest=manifest, files=files, metrics=metrics)
 
 
 def gate_manifest(config: RunConfig, spec: TensorSpec, threshold_probability: float) -> ViewGate:

@@ -7,7 +7,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from stream_processors.local.arrivals import make_phantoms, of_truths
+from stream_processors.local.bars import Verdict, accuracy_of, missed_bars
 from stream_processors.local.demo import fetch_reports, send, wait_for_outcomes
 from stream_processors.local.results import result_text, summarise
 from stream_processors.local.stack import LocalStack
 
 _LVEF_CONDITION = "lvef_at_most_"
-
-
-class Verdict(StrEnum):
-    """How one report compares with the truth."""
-
-    RIGHT = "right"
-    REFUSED = "refused"
-    WRONG = "wrong"
 
 
 def judge(entry: Mapping[str, Any], truth: Mapping[str, Any]) -> Verdict:
@@ -57,35 +49,6 @@ def _judge_class(probabilities: Sequence[Mapping[str, Any]], truth: Mapping[str,
 def _judge_interval(measurements: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> Verdict:
     interval = next(each["interval"] for each in measurements if each["quantity"] == "lvef")
     return Verdict.RIGHT if interval["low"] <= truth["lvef_percent"] <= interval["high"] else Verdict.WRONG
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """What a method must keep on phantoms: least share of right ones among the answered, largest share refused."""
-
-    right_min: float
-    refused_max: float
-
-
-BARS = {"cmr": Bar(right_min=0.85, refused_max=0.10)}
-BARS_FROM = 100
-"""Fewer studies say too little: a share of ten is a matter of luck."""
-
-
-def missed_bars(method: str, judged: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return one sentence for each bar of the method that these studies miss."""
-    bar = BARS.get(method)
-    if bar is None or len(judged) < BARS_FROM:
-        return []
-    counts = Counter(entry["verdict"] for entry in judged)
-    refused = counts[Verdict.REFUSED] / len(judged)
-    right = counts[Verdict.RIGHT] / max(1, len(judged) - counts[Verdict.REFUSED])
-    missed = []
-    if right < bar.right_min:
-        missed.append(f"right of the answered {100 * right:.1f} %; expected at least {100 * bar.right_min:g} %")
-    if refused > bar.refused_max:
-        missed.append(f"refused {100 * refused:.1f} %; expected at most {100 * bar.refused_max:g} %")
-    return missed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +86,8 @@ class Turns:
 def run_verify(options: VerifyOptions, console: Console) -> int:
     """Make, send, wait, compare; the last line printed says how many were right, refused and wrong.
 
-    With ``rotate`` the line before it says what turning changed; the verdicts count the studies that were not turned.
+    Lines before it say the error and the width of the intervals where numbers are reported, with ``rotate`` what turning
+    changed, and which bar is missed; the verdicts count the studies that were not turned.
 
     Returns:
         0 when every study has exactly one outcome, turning changed no answer, and the method keeps its ``BARS``.
@@ -147,6 +111,8 @@ def run_verify(options: VerifyOptions, console: Console) -> int:
     if options.rotate:
         console.print(turns.line, highlight=False)
     judged = [entry for entry in compared if not is_turned(entry)]
+    if (accuracy := accuracy_of(judged)) is not None:
+        console.print(accuracy.line, highlight=False)
     missed = missed_bars(method, judged)
     for sentence in missed:
         console.print(sentence, highlight=False)

@@ -5,7 +5,7 @@ The network is trained on videos and released on what the serving path prepares:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -20,7 +20,7 @@ from training.data.splits import Split, split_hearts
 from training.evaluate import evaluate_bundle
 from training.export import Release, export_bundle
 from training.signature import input_spec
-from training.view_gate import read_gate
+from training.view_gate import GatePart, read_gate
 
 _BATCH_CLIPS = 16
 _ARRAYS, _STORES = "arrays", "stores"
@@ -63,8 +63,20 @@ def release_echo(  # noqa: PLR0913 - what, where from, where to, and how
     network = _trained(run, release_videos(run, out, workers), out, threads, "cpu")
     arrays, split = _hearts(run, out, workers)
     part = None if gate is None else read_gate(gate)
-    release = Release(data=run.data, bundle=run.bundle, batch_size=_BATCH_CLIPS, gate=part)
+    release = release_with(run, part)
     return export_bundle(release, _deployable(run, network), arrays, split, bundle)
+
+
+def release_with(run: AnyEchoRun, gate: GatePart | None) -> Release:
+    """Return what the bundle of a run says; real clips that trained its view check are named with the training data."""
+    if gate is None:
+        return Release(data=run.data, bundle=run.bundle, batch_size=_BATCH_CLIPS)
+    words = run.bundle
+    if gate.real_loops:
+        clips = "1 real clip" if gate.real_loops == 1 else f"{gate.real_loops} real clips"
+        words = replace(words, training_data=f"digital phantoms (its view check also on {clips})")
+    metrics = {f"view_check_{name}": value for name, value in gate.metrics.items()}
+    return Release(data=run.data, bundle=words, batch_size=_BATCH_CLIPS, gate=gate, metrics=metrics)
 
 
 def evaluate_echo(run: AnyEchoRun, out: Path, bundle: Path, *, workers: int) -> dict[str, float]:

@@ -49,6 +49,7 @@ _DATA_SETS = {
     "expert_contours",
     "hmc_qu",
     "hmc_table",
+    "labelled_loops",
     "metaimage",
     "nifti_cmr",
     "phantom_clips",

@@ -28,9 +28,9 @@ def recipe() -> CoReEchoRun:
         data=DataConfig(
             modality=Modality.ECHO,
             seed=70_001,
-            hearts=1000,
+            hearts=1600,
             preprocess=preprocess(size_px=encoder.size_px, frames=encoder.frames),
-            split=SplitConfig(train=0.6, validation=0.1, calibration=0.15, test=0.15),
+            split=SplitConfig(train=0.5, validation=0.0625, calibration=0.25, test=0.1875),
         ),
         encoder=encoder,
         weights=None,

@@ -1,7 +1,8 @@
 """The view check of echo engines: is a loop an apical four-chamber view? Trained on phantoms of six views.
 
 ``purkinje-train release view_small`` writes a gate, which the release of an echo engine takes with ``--gate``. Its frames must
-be prepared as those of that engine: size and sector parameters are those of ``echo_clean_spec``.
+be prepared as those of that engine: they have the size of ``coreecho_small``'s clips and the sector parameters of
+``echo_clean_spec``. Real clips of a named view may train it too, with ``--clips``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from engines.records import Modality
 from training.config import BundleConfig, OptimConfig, RunConfig, SplitConfig, ViewDataConfig
 from training.data.augment import augment_view
 from training.losses import view_loss
+from training.models.uniformer import UniFormerShape
 from training.models.view_net import ViewNet
 
 
@@ -51,8 +53,8 @@ def echo_clean_spec(*, size_px: int, clip_frames: int, clips: int) -> EchoCleanS
 
 
 def recipe() -> RunConfig:
-    """Return the run: 1200 loops of about a second, 8 frames each, 112 pixels square."""
-    spec = echo_clean_spec(size_px=112, clip_frames=16, clips=1)
+    """Return the run: 1200 loops of about a second, 8 frames each, 64 pixels square."""
+    spec = echo_clean_spec(size_px=UniFormerShape.small().size_px, clip_frames=16, clips=1)
     # What stands on its head or lies on its side must be seen in training: only the engine's own spec refuses it before.
     anywhere = {"apex_column_min": -1e9, "apex_column_max": 1e9, "apex_row_max": 1e9}
     lenient = {**anywhere, "opening_degrees_min": -180.0, "opening_degrees_max": 180.0}

@@ -15,8 +15,9 @@ from rich.console import Console
 from stream_processors.cli import main
 from stream_processors.local import arrivals, verify
 from stream_processors.local.arrivals import make_phantoms
+from stream_processors.local.bars import accuracy_of, missed_bars
 from stream_processors.local.ledger import Account
-from stream_processors.local.verify import VerifyOptions, compare, missed_bars, run_verify, turns_of
+from stream_processors.local.verify import VerifyOptions, compare, run_verify, turns_of
 
 DEGREES = (0, 90, 180, 270)
 Said = Mapping[str, Any]
@@ -186,7 +187,49 @@ def test_bars_are_held_from_a_hundred_studies(right: int, refused: int, wrong: i
     verdicts = ["right"] * right + ["refused"] * refused + ["wrong"] * wrong
     found = missed_bars("cmr", [{"verdict": verdict} for verdict in verdicts])
     assert [sentence.partition(";")[0] for sentence in found] == missed
-    assert missed_bars("echo", [{"verdict": "wrong"}] * 100) == []
+    assert missed_bars("ecg", [{"verdict": "wrong"}] * 100) == []
+
+
+def echoes(right: int, wrong: int, refused: int, *, error: float = 2.0, width: float = 12.0) -> list[dict[str, Any]]:
+    """Judged echo studies of LVEF 50 % whose numbers are off by ``error`` with intervals of ``width``."""
+    interval = {"low": 50.0 - width / 2, "high": 50.0 + width / 2}
+    lvef = {"quantity": "lvef", "value": 50.0 + error, "unit": "%", "interval": interval}
+    truth = {"lvef_percent": 50.0}
+    told = [{"outcome": "reported", "measurements": [lvef], "truth": truth, "verdict": "right"}] * right
+    told += [{"outcome": "reported", "measurements": [lvef], "truth": truth, "verdict": "wrong"}] * wrong
+    return told + [{"outcome": "abstained", "measurements": [], "truth": truth, "verdict": "refused"}] * refused
+
+
+@pytest.mark.parametrize(
+    ("judged", "missed"),
+    [
+        (echoes(84, 16, 0), []),
+        (echoes(97, 3, 0), []),
+        (echoes(83, 17, 0), ["right of the answered 83.0 %"]),
+        (echoes(98, 2, 0), ["right of the answered 98.0 %"]),
+        (echoes(80, 10, 10), []),
+        (echoes(80, 9, 11), ["refused 11.0 %"]),
+        (echoes(90, 10, 0, error=5.99, width=21.9), []),
+        (echoes(90, 10, 0, error=6.0), ["mean absolute error 6.00"]),
+        (echoes(90, 10, 0, width=22.0), ["median interval width 22.00"]),
+        (
+            echoes(0, 0, 100),
+            ["right of the answered 0.0 %", "refused 100.0 %", "no study has a number"],
+        ),
+        (echoes(10, 80, 9), []),
+    ],
+)
+def test_echo_keeps_coverage_error_and_width(judged: list[dict[str, Any]], missed: list[str]) -> None:
+    """84 to 97 % inside, error below 6, width below 22, at most 10 % refused; fewer than a hundred miss nothing."""
+    assert [sentence.partition(";")[0] for sentence in missed_bars("echo", judged)] == missed
+
+
+def test_error_and_width_are_of_the_studies_with_a_number() -> None:
+    """A study without number counts in neither; without any there is nothing to say."""
+    assert accuracy_of(echoes(0, 0, 3)) is None
+    found = accuracy_of([*echoes(1, 0, 2, error=1.0, width=10.0), *echoes(1, 0, 0, error=-4.0, width=20.0)])
+    assert found is not None
+    assert found.line == "mean absolute error 2.50 median interval width 15.00 EF points"
 
 
 def test_a_class_is_judged_by_the_threshold_of_its_condition() -> None:
