@@ -38,21 +38,18 @@ def torch_network(bundle: Bundle) -> nn.Module:
     model = onnx.load_from_string(bundle.graph())
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     try:
-        network = (
-            _field(bundle, model, weights) if bundle.manifest.modality is Modality.CMR else _plain(bundle, weights)
-        )
+        network = _FORMS[bundle.manifest.modality](bundle, model, weights)
     except (KeyError, RuntimeError, StopIteration) as error:
         msg = f"{bundle.manifest.name} does not fit the network of its modality: {error}"
         raise NoTorchForm(msg) from error
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def _plain(bundle: Bundle, weights: Weights) -> nn.Module:
+def _plain(bundle: Bundle, model: Any, weights: Weights) -> nn.Module:
     """A convolutional network."""
     from training.models.ecg_resnet import EcgResNet
-    from training.models.echo_clip_net import EchoClipNet
 
-    network = EcgResNet.small() if bundle.manifest.modality is Modality.ECG else EchoClipNet.small()
+    network = EcgResNet.small()
     named = {name.removeprefix(_PREFIX): array for name, array in weights.items()}
     _load(network, {key: _unfolded(key, named, value) for key, value in network.state_dict().items()})
     return network
@@ -85,17 +82,33 @@ _EPSILON = 1e-5
 """Of torch's batch norms: variance and epsilon come to one."""
 
 
+def _space_time(bundle: Bundle, model: Any, weights: Weights) -> nn.Module:
+    """The space-time Transformer with its regressor, every norm folded as it is released."""
+    import torch
+
+    from training.coreecho.config import EchoRun
+    from training.coreecho.networks import build_network
+    from training.models.coreecho_net import folded
+
+    torch.manual_seed(0)
+    network = folded(build_network(_run(bundle, EchoRun)))
+    named = {name.removeprefix(_PREFIX): array for name, array in weights.items()}
+    _load(network, {key: {**named, **dict(_beside_their_bias(model, weights))}[key] for key in network.state_dict()})
+    return network
+
+
 def _field(bundle: Bundle, model: Any, weights: Weights) -> nn.Module:
     """The equivariant neural field with its classifier."""
     import torch
 
+    from training.enf.config import EnfRun
     from training.enf.latents import frozen_field
     from training.models.enf import Enf
     from training.models.enf_risk_net import EnfRiskNet
     from training.models.invariant_transformer import InvariantTransformer
     from training.models.latent_cloud import initial_cloud
 
-    run = _run(bundle)
+    run = _run(bundle, EnfRun)
     cloud = initial_cloud(run.shape.latents, run.shape.context_width)
     ones = torch.ones(run.shape.context_width)
     classifier = InvariantTransformer(run.classifier.shape, cloud.poses, 0 * ones, ones)
@@ -114,13 +127,12 @@ _OF_THE_RECIPE = ("field.start", "field.pixels", "field.restore")
 """Constants that follow from the recipe; the graph holds them in another form."""
 
 
-def _run(bundle: Bundle) -> Any:
+def _run(bundle: Bundle, kind: type) -> Any:
+    """The first recipe of a kind whose bundle has this name."""
     from training.config import load_recipe, recipe_names
-    from training.enf.config import EnfRun
 
     runs = [load_recipe(name) for name in recipe_names()]
-    name = bundle.manifest.name
-    return next(run for run in runs if isinstance(run, EnfRun) and run.bundle.name == name)
+    return next(run for run in runs if isinstance(run, kind) and run.bundle.name == bundle.manifest.name)  # type: ignore[union-attr]
 
 
 def _beside_their_bias(model: Any, weights: Weights) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -143,6 +155,9 @@ def _head(model: Any, weights: Weights, width: int) -> Iterator[tuple[str, NDArr
     yield "classifier.head.weight", np.ones((1, width), np.float32)
     yield "classifier.head.bias", next(others[name] for name in last.input if name in others).reshape(1)
     yield "classifier.frame", next(array[:, 0] for array in others.values() if array.shape == (2, 1, width))
+
+
+_FORMS = {Modality.CMR: _field, Modality.ECG: _plain, Modality.ECHO: _space_time}
 
 
 def _load(network: nn.Module, state: Weights) -> None:

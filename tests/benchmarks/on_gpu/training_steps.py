@@ -1,4 +1,4 @@
-"""Training steps a second: the field's outer step and one convolutional recipe, in FP32, TF32 and BF16, compiled or not.
+"""Training steps a second: the field's outer step and CoReEcho's first stage, in FP32, TF32 and BF16, compiled or not.
 
 All start from the same weights and see the same batch again and again, so that the first error of each must agree with
 that of FP32; one that does not scores nothing. The field's fit needs more bits than TF32 has, and may well be refused.
@@ -130,13 +130,14 @@ def _autocast(device: str, mode: str) -> Any:
 
 
 def works_for(device: str) -> list[Work]:
-    """Return the field at its published size and the echo recipe; small on a CPU."""
+    """Return the field and CoReEcho at their published sizes; small on a CPU."""
     if device == "cpu":
         import torch
 
         torch.set_num_threads(1)
     field_recipe = "enf_small" if device == "cpu" else "enf_published"
-    return [_field_work(field_recipe, device), _conv_work("echo_ef_small", device)]
+    contrast_recipe = "coreecho_small" if device == "cpu" else "coreecho_published"
+    return [_field_work(field_recipe, device), _contrast_work(contrast_recipe, device)]
 
 
 def _field_work(recipe: str, device: str) -> Work:
@@ -188,39 +189,40 @@ def _noise_hearts(run: Any, count: int = 8) -> Any:
     )
 
 
-def _conv_work(recipe: str, device: str) -> Work:
-    from training.config import load_run
-    from training.signature import input_spec
+def _contrast_work(recipe: str, device: str) -> Work:
+    from training.coreecho.config import CoReEchoRun
+    from training.coreecho.protocol import echo_run
 
-    config = load_run(recipe)
-    rows = 4 if device == "cpu" else config.optim.batch_size
-    shape = (rows, *input_spec(config.data.preprocess).shape[1:])
-    batch = " x ".join(map(str, shape))
+    run = echo_run(recipe)
+    assert isinstance(run, CoReEchoRun)
+    clips = 4 if device == "cpu" else 2 * run.stage1.batch_videos
+    batch = f"{clips} clips of {run.clips.frames} frames, {run.preprocess.size_px} x {run.preprocess.size_px}"
     return Work(
-        name=f"convolutions ({recipe})", batch=batch, make=lambda *how: _conv_steps(config, shape, device, *how)
+        name=f"Rank-N-Contrast, stage 1 ({recipe})",
+        batch=batch,
+        make=lambda *how: _contrast_steps(run, clips, device, *how),
     )
 
 
-def _conv_steps(config: Any, shape: tuple[int, ...], device: str, mode: str, compiled: bool) -> Step:
+def _contrast_steps(run: Any, clips: int, device: str, mode: str, compiled: bool) -> Step:
+    """Steps of stage 1 without dropout, whose random numbers differ from mode to mode; the error is the contrast."""
     import torch
 
-    from training.optim import make_optimizer
+    from training.coreecho.config import Speed
+    from training.coreecho.networks import build_network
+    from training.coreecho.steps import ContrastStep
 
-    torch.manual_seed(config.seed)
-    network = config.model().to(device).train()
-    optimizer = make_optimizer(network, config.optim)
-    forward = torch.compile(network) if compiled else network
-    inputs = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
-    targets = {"lvef": torch.linspace(20.0, 70.0, shape[0]).to(device)}
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        with _autocast(device, mode):
-            outputs = forward(inputs)
-        loss = config.loss({name: value.float() for name, value in outputs.items()}, targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.optim.gradient_clip)
-        optimizer.step()
-        return float(loss.detach())
-
-    return step
+    torch.manual_seed(run.seed)
+    own = dataclasses.replace(
+        run,
+        weights=None,
+        dropout=0.0,
+        encoder=dataclasses.replace(run.encoder, dropout=0.0),
+        speed=Speed(autocast_bfloat16=mode == "bf16", compile=compiled),
+    )
+    stage = ContrastStep(own, build_network(own).to(device))
+    stage.begin_epoch()
+    shape = (clips, 1, run.clips.frames, run.preprocess.size_px, run.preprocess.size_px)
+    shown = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    ef_percent = torch.linspace(20.0, 70.0, clips).to(device)
+    return lambda: stage.step(shown, ef_percent).contrast
