@@ -1,9 +1,10 @@
 """Echo engines on a CPU: time of one clip in the engine's runtimes against eager torch, torch.compile and ONNX Runtime.
 
-The networks are those whose code is there: the small clip network, and the video transformers where their modules exist. Weights
-are untrained, which costs the same; the installed echo bundle is measured too, in the runtimes that can read it. Each network is
-exported to ONNX as for a bundle, and every arm answers the same clip before it is timed: in fp32 within ``FP32_POINTS`` EF points
-of eager torch, in bf16 within ``BF16_POINTS``. All arms of a network run in one process, one after the other in every round.
+The networks are the small clip network and the space-time Transformer in two sizes, as they are released (one channel, norms
+folded), in eager torch also in their published layers. Weights are untrained, which costs the same; the installed echo bundle
+is measured too, in the runtimes that can read it. Each network is exported to ONNX as for a bundle, and every arm answers the
+same clip before it is timed: in fp32 within ``FP32_POINTS`` EF points of eager torch, in bf16 within ``BF16_POINTS``. All arms of
+a network run in one process, one after the other in every round.
 
 The peak is a square matrix product of the same library, precision and threads in the same run: what share of it an arm reaches
 says what limits it. Times are of this machine and of what else it does; the ratios are what to compare.
@@ -14,13 +15,13 @@ says what limits it. Times are of this machine and of what else it does; the rat
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ from engines.bundle.reader import load_bundle, released_bundle
 from engines.records import Modality
 from engines.runtime.open import RUNTIMES
 from engines.runtime.openvino_runner import compiled
+from training.models.coreecho_net import CoReEchoNet, folded
 from training.models.echo_clip_net import EchoClipNet
+from training.models.ef_regressor import EfRegressor
+from training.models.uniformer import UniFormer, UniFormerShape
 from training.onnx_graph import export_graph, opened_graph
 
 FP32_POINTS, BF16_POINTS = 1e-3, 0.1
@@ -66,28 +70,28 @@ def main() -> int:
     return 0 if all(row["correct"] for row in rows if row["precision"] == "fp32") else 1
 
 
-def networks() -> dict[str, Callable[[], tuple[torch.nn.Module, TensorSpec]]]:
-    """What can be measured here: name -> how to make the network and its input."""
-    found: dict[str, Callable[[], tuple[torch.nn.Module, TensorSpec]]] = {
-        "EchoClipNet": lambda: (EchoClipNet.small(), clip_spec(28, 64))
+def networks() -> dict[str, Callable[[], Measured]]:
+    """What is measured: name -> how to make it."""
+    return {
+        "EchoClipNet": lambda: Measured(network=EchoClipNet.small(), spec=clip_spec(28, 64)),
+        "UniFormer small": lambda: uniformer(UniFormerShape.small()),
+        "UniFormer-S": lambda: uniformer(UniFormerShape.published()),
     }
-    if all(importlib.util.find_spec(f"training.models.{name}") for name in ("uniformer", "coreecho_net")):
-        found |= {
-            "UniFormer small": lambda: folded_uniformer("small"),
-            "UniFormer-S": lambda: folded_uniformer("published"),
-        }
-    return found
 
 
-def folded_uniformer(size: str) -> tuple[torch.nn.Module, TensorSpec]:
-    """The network that would be released, of one of the named sizes."""
-    from training.models.coreecho_net import CoReEchoNet, folded
-    from training.models.ef_regressor import EfRegressor
-    from training.models.uniformer import UniFormer, UniFormerShape
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A network as it is released, its input, and the same network in its published layers where they differ."""
 
-    shape = getattr(UniFormerShape, size)()
-    network = CoReEchoNet(UniFormer(shape), EfRegressor(shape.widths[-1])).eval()
-    return folded(network), clip_spec(shape.frames, shape.size_px)
+    network: torch.nn.Module
+    spec: TensorSpec
+    as_published: torch.nn.Module | None = None
+
+
+def uniformer(shape: UniFormerShape) -> Measured:
+    """The network that would be released: one channel, norms folded; as published it has three and its norms."""
+    published = CoReEchoNet(UniFormer(shape), EfRegressor(shape.widths[-1])).eval()
+    return Measured(network=folded(published), spec=clip_spec(shape.frames, shape.size_px), as_published=published)
 
 
 def clip_spec(frames: int, size_px: int) -> TensorSpec:
@@ -95,15 +99,13 @@ def clip_spec(frames: int, size_px: int) -> TensorSpec:
     return TensorSpec(name="clip", dtype="uint8", shape=(-1, 1, frames, size_px, size_px))
 
 
-def measure(
-    name: str, make: Callable[[], tuple[torch.nn.Module, TensorSpec]], threads: int, options: argparse.Namespace
-) -> list[dict[str, Any]]:
+def measure(name: str, make: Callable[[], Measured], threads: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every arm of one network on so many threads."""
     torch.set_num_threads(threads)
-    network, spec = make()
-    network.eval()
-    clip = np.random.default_rng(0).integers(0, 256, (1, *spec.shape[1:]), dtype=np.uint8)
-    arms = arms_of(network, spec, clip, threads, with_compile=not options.without_compile)
+    made = make()
+    network = made.network.eval()
+    clip = np.random.default_rng(0).integers(0, 256, (1, *made.spec.shape[1:]), dtype=np.uint8)
+    arms = arms_of(made, clip, threads, with_compile=not options.without_compile)
     answers = {arm: run() for arm, run in arms.items()}
     taken = interleaved(arms, options.rounds)
     gmac, peaks = gmac_of(network, clip), {precision: peak_gmac_s(precision) for precision in ("fp32", "bf16")}
@@ -114,11 +116,10 @@ def measure(
     ]
 
 
-def arms_of(
-    network: torch.nn.Module, spec: TensorSpec, clip: np.ndarray, threads: int, *, with_compile: bool
-) -> dict[str, Arm]:
+def arms_of(made: Measured, clip: np.ndarray, threads: int, *, with_compile: bool) -> dict[str, Arm]:
     """Every way to answer, as a function that gives the ejection fraction."""
-    graph = export_graph(network, spec, ["ef", "embedding"])
+    network, published = made.network, made.as_published
+    graph = export_graph(network, made.spec, ["ef", "embedding"])
     session = opened_graph(graph, threads)
     tensor = torch.from_numpy(clip)
     arms: dict[str, Arm] = {
@@ -128,6 +129,8 @@ def arms_of(
         "eager torch, fp32": lambda: torch_answer(network, tensor, bf16=False),
         "eager torch, bf16": lambda: torch_answer(network, tensor, bf16=True),
     }
+    if published is not None:
+        arms["eager torch, layers as published, fp32"] = lambda: torch_answer(published, tensor, bf16=False)
     if with_compile:
         arms["torch.compile, fp32"] = compiled_arm(network, tensor)
     return arms
