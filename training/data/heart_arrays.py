@@ -36,8 +36,8 @@ from training.data.worker_pool import worker_pool
 PENDING, REFUSED = 0, 255
 _REPORT_EVERY = 50
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_WITHOUT_INFLUENCE = {"cli", "dicom", "make"}
-"""Modules of the phantoms that write studies; records do not pass through them."""
+_WITHOUT_INFLUENCE = {"cli", "cmr_volume", "dicom", "make", "paired", "paired_ecg"}
+"""Modules that write studies, or that only pairs of ECG and CMR pass through; these records do not."""
 _DATA_SETS = {
     "avi",
     "camus",
@@ -51,6 +51,7 @@ _DATA_SETS = {
     "hmc_table",
     "metaimage",
     "nifti_cmr",
+    "paired_subjects",
     "phantom_clips",
     "reduced_loop",
     "ukbb_cmr",
