@@ -156,17 +156,17 @@ class PairStore:
         """Return targets of every pair, [N, T]; NaN where it was not measured.
 
         Raises:
-            ValueError: no pair has one of them: a misspelt name is not a missing value.
+            ValueError: no pair of the whole store has one of them: a misspelt name is not a missing value.
         """
-        return _table([pair.targets for pair in self.pairs], names, "target")
+        return self._table("targets", names)
 
     def demographics(self, names: Sequence[str]) -> NDArray[np.float64]:
         """Return demographics of every pair, [N, G], as ``targets`` does."""
-        return _table([pair.demographics for pair in self.pairs], names, "demographic")
+        return self._table("demographics", names)
 
     def labels(self, names: Sequence[str]) -> NDArray[np.float64]:
         """Return diseases of every pair as 0 and 1, [N, L], as ``targets`` does."""
-        return _table([pair.diseases for pair in self.pairs], names, "disease")
+        return self._table("diseases", names)
 
     def subset(self, split: str) -> PairStore:
         """Return the pairs of one part.
@@ -183,6 +183,14 @@ class PairStore:
     def only(self, rows: Iterable[int]) -> PairStore:
         """Return some of the pairs, by their places, in the given order."""
         return PairStore(self.folder, self.manifest, [self._chosen[row] for row in rows])
+
+    def _table(self, group: str, names: Sequence[str]) -> NDArray[np.float64]:
+        known = {name for pair in self.manifest["pairs"] for name in pair[group]}
+        if unknown := [name for name in names if name not in known]:
+            there = ", ".join(sorted(known)) or "none"
+            raise ValueError(f"no pair has {', '.join(unknown)} among its {group}; there are {there}")
+        rows: list[Mapping[str, float]] = [getattr(pair, group) for pair in self.pairs]
+        return np.array([[row.get(name, np.nan) for name in names] for row in rows], np.float64).reshape(-1, len(names))
 
     @cached_property
     def _lies(self) -> NDArray[np.int64]:
@@ -240,13 +248,6 @@ def _mapped(path: Path) -> NDArray[Any]:
         raise PairStoreError(
             f"{path} is missing or broken ({type(error).__name__}); remove the folder and build it again"
         ) from None
-
-
-def _table(rows: Sequence[Mapping[str, float]], names: Sequence[str], what: str) -> NDArray[np.float64]:
-    known = {name for row in rows for name in row}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no pair has the {what} {', '.join(unknown)}; there are {', '.join(sorted(known)) or 'none'}")
-    return np.array([[row.get(name, np.nan) for name in names] for row in rows], np.float64).reshape(-1, len(names))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

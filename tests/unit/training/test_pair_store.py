@@ -110,7 +110,8 @@ def test_missing_values_stay_missing_and_misspelt_names_are_refused(tmp_path: Pa
         float(number_of(store, row) % 2 == 0) for row in range(18)
     ]
     assert store.demographics(["age_years"])[0, 0] == 40
-    with pytest.raises(ValueError, match="no pair has the target lvfe"):
+    assert np.isnan(store.only([row for row in range(18) if lacking[row]]).targets(["lvef"])).all()
+    with pytest.raises(ValueError, match="no pair has lvfe among its targets; there are lvedv, lvef"):
         store.targets(["lvfe"])
 
 
