@@ -29,6 +29,7 @@ from training.data.sources.paired_subjects import (
     targets_of,
 )
 from training.data.targets import DISEASES
+from training.ecg_cmr.splits import PUBLISHED_SHARES
 from training.phantoms.paired import Cohort
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -83,6 +84,10 @@ class PairSource(Protocol):
     def salt(self) -> str:
         """Of the split."""
 
+    @property
+    def shares(self) -> Mapping[str, int]:
+        """Of the parts, percent."""
+
     def entries(self) -> Sequence[PairEntry]:
         """List the pairs; the order is that of the store."""
 
@@ -113,6 +118,7 @@ class PhantomPairs:
         ecg, cmr: how the records are prepared.
         scan: coarse scanner settings; None those of a clinical scanner.
         first: number of the first patient.
+        shares: of the parts, percent.
     """
 
     seed: int
@@ -122,6 +128,7 @@ class PhantomPairs:
     cmr: CmrVolumeSpec
     scan: CoarseScan | None = field(default_factory=CoarseScan)
     first: int = 0
+    shares: Mapping[str, int] = field(default_factory=lambda: dict(PUBLISHED_SHARES))
 
     @property
     def name(self) -> str:

@@ -24,7 +24,7 @@ from training.data.clip_store import manifest_sha256
 from training.data.clip_store_build import _alone
 from training.data.worker_pool import worker_pool
 from training.ecg_cmr.pair_source import PairEntry, PairSource
-from training.ecg_cmr.splits import hash_split
+from training.ecg_cmr.splits import part_of
 from training.ecg_cmr.store import (
     FORMAT,
     MANIFEST,
@@ -84,7 +84,7 @@ class _Job:
 
 def _described(source: PairSource, entries: Sequence[PairEntry], rows: int) -> dict[str, Any]:
     """What decides the content; through JSON, so that what was read back compares equal."""
-    listed = json.dumps([_listed(entry, source.salt) for entry in entries], sort_keys=True)
+    listed = json.dumps([_listed(entry, source) for entry in entries], sort_keys=True)
     fields = {
         "name": source.name,
         "spec": source.spec,
@@ -94,14 +94,14 @@ def _described(source: PairSource, entries: Sequence[PairEntry], rows: int) -> d
     return dict(json.loads(json.dumps({"source": fields, "rows_per_shard": rows})))
 
 
-def _listed(entry: PairEntry, salt: str) -> dict[str, Any]:
+def _listed(entry: PairEntry, source: PairSource) -> dict[str, Any]:
     """An entry as the manifest lists it; what is not a number was not measured."""
     return {
         "key": entry.key,
         "patient": entry.patient,
         "ecg_on": entry.ecg_on.isoformat(),
         "cmr_on": entry.cmr_on.isoformat(),
-        "split": hash_split(entry.patient, salt),
+        "split": part_of(entry.patient, source.salt, source.shares),
         "targets": _measured(entry.targets),
         "demographics": _measured(entry.demographics),
         "diseases": {name: bool(flag) for name, flag in entry.diseases.items()},
@@ -184,7 +184,7 @@ def _make_shard(job: _Job, shard: int) -> int:
         # Whose a row is, is written down when it is made: a refused pair cannot move the ones behind it.
         digests = {name: array_sha256(entries[number].key, array) for name, array in arrays.items()}
         place = {"shard": shard, "row": len(kept), "sha256": digests}
-        lines.append(_listed(entries[number], job.source.salt) | place)
+        lines.append(_listed(entries[number], job.source) | place)
         kept.append(arrays)
     layout = _layout(kept)
     for name in layout:

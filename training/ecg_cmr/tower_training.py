@@ -174,7 +174,7 @@ class _Run:
 
     @classmethod
     def begun(cls, store: PairStore, config: TowerConfig) -> _Run:
-        train, validation = store.subset("train"), store.subset("validation")
+        train, validation = store.subset("training"), store.subset("validation")
         if len(train) < config.optim.batch_size:
             raise ValueError(f"{len(train)} training subjects do not fill one batch of {config.optim.batch_size}")
         torch.manual_seed(config.seed)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engines.errors import InputRefused, RefusalCode
 from training.ecg_cmr import store_build
 from training.ecg_cmr.pair_source import PairEntry, PhantomPairs, pair_key
-from training.ecg_cmr.splits import PARTS, SHARES_PERCENT, hash_split
+from training.ecg_cmr.splits import CALIBRATED_SHARES, PUBLISHED_SHARES, part_of
 from training.ecg_cmr.store import MANIFEST, PairStore, PairStoreError, shard_file
 from training.ecg_cmr.store_build import build_pair_store
 from training.recipes.ecg_cmr_pairs import cmr_volume_small, ecg_of_pairs, phantom_pairs
@@ -32,6 +32,7 @@ class Numbers:
     refuse: tuple[int, ...] = (3, 9)
     spec: Mapping[str, Any] = field(default_factory=lambda: {"version": 1})
     salt: str = "salt"
+    shares: Mapping[str, int] = field(default_factory=lambda: PUBLISHED_SHARES)
     visits: int = 1
 
     name = "numbers"
@@ -175,7 +176,7 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairStoreError, match="use the store of that run"):
         PairStore.open(tmp_path, sha256="0" * 64)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
-    manifest["pairs"][0]["split"] = "validation" if manifest["pairs"][0]["split"] == "train" else "train"
+    manifest["pairs"][0]["split"] = "validation" if manifest["pairs"][0]["split"] == "test" else "test"
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(PairStoreError, match="its digest is foreign"):
         PairStore.open(tmp_path)
@@ -205,21 +206,26 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
 
 def test_the_split_is_a_hash_of_the_patient() -> None:
     """70, 15 and 15 % of patients; nothing else moves anybody; another salt is another split; known values stay."""
-    parts = [hash_split(f"patient-{number}", "salt") for number in range(4000)]
-    for part, share in zip(PARTS, SHARES_PERCENT, strict=True):
+    parts = [part_of(f"patient-{number}", "salt") for number in range(4000)]
+    for part, share in PUBLISHED_SHARES.items():
         assert parts.count(part) / 40 == pytest.approx(share, abs=2)
-    assert parts != [hash_split(f"patient-{number}", "other") for number in range(4000)]
+    assert parts != [part_of(f"patient-{number}", "other") for number in range(4000)]
     places = [int(hashlib.sha256(f"purkinje|{number}".encode()).hexdigest(), 16) % 100 for number in range(50)]
-    expected = ["train" if place < 70 else "validation" if place < 85 else "test" for place in places]
-    assert [hash_split(str(number), "purkinje") for number in range(50)] == expected
+    expected = ["training" if place < 70 else "validation" if place < 85 else "test" for place in places]
+    assert [part_of(str(number), "purkinje") for number in range(50)] == expected
+    calibrated = [part_of(f"patient-{number}", "salt", CALIBRATED_SHARES) for number in range(4000)]
+    assert calibrated.count("calibration") / 40 == pytest.approx(15, abs=2)
+    assert [part == "test" for part in calibrated] == [part == "test" for part in parts]
     with pytest.raises(ValueError, match="names no patient"):
-        hash_split("", "salt")
+        part_of("", "salt")
+    with pytest.raises(ValueError, match="together 100"):
+        part_of("patient", "salt", {"training": 70, "test": 20})
 
 
 def test_visits_of_a_patient_stay_together(tmp_path: Path) -> None:
     """Three visits of one patient are in one part, whatever array or stage reads them."""
     store = built(tmp_path, count=60, refuse=(), visits=3)
-    parts = {part: set(store.subset(part).patients) for part in PARTS}
+    parts = {part: set(store.subset(part).patients) for part in PUBLISHED_SHARES}
     assert sum(len(patients) for patients in parts.values()) == 20
     assert all(parts.values())
     with pytest.raises(ValueError, match="no pair is of the part 'holdout'"):

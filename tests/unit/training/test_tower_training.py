@@ -20,7 +20,7 @@ from training.config import OptimConfig
 from training.ecg_cmr import tower_training
 from training.ecg_cmr.frozen import Frozen
 from training.ecg_cmr.pair_source import PairEntry, pair_key
-from training.ecg_cmr.splits import hash_split
+from training.ecg_cmr.splits import PUBLISHED_SHARES, part_of
 from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.store_build import build_pair_store
 from training.ecg_cmr.tower_inputs import CmrAugment, Look, Seen, changed_alike, seen_by
@@ -46,6 +46,7 @@ class Discs:
 
     count: int = 60
     salt: str = "discs"
+    shares: Mapping[str, int] = field(default_factory=lambda: PUBLISHED_SHARES)
     spec: Mapping[str, Any] = field(default_factory=dict)
     name = "discs"
 
@@ -204,8 +205,8 @@ def test_a_tower_learns_what_its_volume_shows(store: PairStore, tmp_path: Path) 
     optim = replace(OPTIM, epochs=14, learning_rate=1e-2)
     config = config_of(targets=("lvedv",), optim=optim, augment=None)
     model = train_tower(store, config, tmp_path)
-    truth = store.subset("train").targets(["lvedv"])[:, 0]
-    found = measured_by(model, store.subset("train"), config)[:, 0]
+    truth = store.subset("training").targets(["lvedv"])[:, 0]
+    found = measured_by(model, store.subset("training"), config)[:, 0]
     assert np.corrcoef(truth, found)[0, 1] > 0.9
     assert abs(float(np.mean(found - truth))) < 0.3 * truth.std()
 
@@ -240,7 +241,7 @@ def test_learning_and_scaling_never_see_the_other_parts(tmp_path: Path) -> None:
     class Wild(Discs):
         def _entry(self, number: int) -> PairEntry:
             entry = super()._entry(number)
-            wild = hash_split(entry.patient, self.salt) != "train"
+            wild = part_of(entry.patient, self.salt) != "training"
             return replace(entry, targets={"lvedv": 9e9, "lvesv": 0.0}) if wild else entry
 
     config = config_of(optim=replace(OPTIM, epochs=1))
@@ -276,7 +277,7 @@ def test_validation_is_never_augmented(store: PairStore, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(tower_training, "changed_alike", counting)
     train_tower(store, config_of("slice", optim=replace(OPTIM, epochs=1)), tmp_path)
-    steps = len(store.subset("train")) // OPTIM.batch_size
+    steps = len(store.subset("training")) // OPTIM.batch_size
     assert asked == [OPTIM.batch_size] * steps
 
 
