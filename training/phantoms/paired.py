@@ -40,7 +40,8 @@ Diseases (log-odds: intercept, per 10 points of LVEF below 55, per 10 years of a
 
 Age shows in neither (it moves the diseases only), sex through LVEDV (20 % larger in men), body size through LVEDV
 (``SIZE_CORRELATION``) and in no other way. Nuisance of the ECG alone: rate, baseline wander, mains, muscle noise, gain and
-axis; of the CMR alone: body, coil, contrast, noise, orientation, breath-holds, triggering, regional motion, shape of the RV.
+axis; of the CMR alone: body, coil, contrast, noise, orientation, breath-holds, triggering, regional motion, shape of the RV
+(orientation and most of the noise not in the easy cohort).
 """
 
 from __future__ import annotations

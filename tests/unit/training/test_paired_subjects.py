@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engines.preprocess.canonical import canonical_stack
 from engines.records import Modality
 from training.data import heart_arrays
 from training.data.sources import paired_subjects
@@ -68,6 +69,18 @@ def test_all_truths_are_of_one_heart(cohort: Cohort) -> None:
         assert 25 < patient.weight_kg < 220
 
 
+def test_the_easy_cohort_has_one_view() -> None:
+    """Every easy stack lies alike and as a heart does: canonical as it is stored, the right ventricle on the left."""
+    stacks = [draw_pair(9, index, "easy", COARSE).cmr for index in range(2)]
+    assert stacks[0].orientation == stacks[1].orientation
+    assert not np.array_equal(*(stack.images_SPHW[3] for stack in stacks))
+    view = canonical_stack(stacks[0])
+    assert (view.mirrored, view.quarter_turns) == (False, 0)
+    scan = paired_subjects.plain(draw_scan(np.random.default_rng(0)))
+    assert abs(scan.turn_rad) > np.pi / 2
+    assert draw_pair(9, 0, "standard", COARSE).cmr.orientation != stacks[0].orientation
+
+
 def test_the_mass_is_that_of_the_painted_muscle() -> None:
     """Voxels of muscle at end-diastole times their volume and density give the stated mass within 6 %."""
     patient = draw_patient(1, 0, "standard")
@@ -83,7 +96,7 @@ def test_nuisance_of_one_modality_never_moves_the_other(monkeypatch: pytest.Monk
     """Another scanner changes no sample of the ECG; another ECG renderer changes no pixel of the stack."""
     patient = draw_patient(2, 0, "standard")
     ecg = ecg_of(patient, 2, 0, "standard")
-    stack = stack_of(patient, 2, 0, COARSE)
+    stack = stack_of(patient, 2, 0, "standard", COARSE)
     fine = draw_pair(2, 0, "standard", replace(COARSE, phases=9))
     assert np.array_equal(fine.ecg.signal_mv, ecg.signal_mv)
     monkeypatch.setattr(paired_subjects, "ecg_record", lambda _heart, rng: (rng.normal(size=99), ecg)[1])

@@ -16,6 +16,7 @@ import numpy as np
 from engines.records import CineStack, EcgRecord
 from training.data.targets import DISEASES
 from training.phantoms.cmr import MrScan, draw_scan, rendered
+from training.phantoms.cmr_view import APEX_TO_BASE, TO_FEET, TO_RIGHT_VENTRICLE
 from training.phantoms.ecg import ecg_record
 from training.phantoms.paired import Cohort, PairedSubject, draw_paired_subject
 from training.phantoms.paired_ecg import linked_ecg
@@ -36,6 +37,9 @@ TARGETS = (
 """Millilitre, percent, litre a minute, gram, millimetre; in the order of the UK Biobank fields 24100 to 24109 and 24140."""
 
 DEMOGRAPHICS = ("age_years", "male", "height_cm", "weight_kg")
+
+PLAIN_NOISE = 0.01
+"""Of the stacks of the easy cohort."""
 
 _STREAM = 0x70616972
 """Sets these hearts apart from those of every other set, whatever its seed."""
@@ -100,6 +104,23 @@ class Pair:
     demographics: Mapping[str, float]
 
 
+def plain(scan: MrScan) -> MrScan:
+    """Return the scan of the easy cohort: the standard view of the usual long axis, hardly any noise."""
+    axis, feet, right_ventricle = (np.array(each) for each in (APEX_TO_BASE, TO_FEET, TO_RIGHT_VENTRICLE))
+    axis /= np.linalg.norm(axis)
+    column = feet - (feet @ axis) * axis
+    column /= np.linalg.norm(column)
+    row = np.cross(column, axis)
+    a, b, c, d, e, f = (float(value) for value in np.round([*row, *column], 6))
+    return replace(
+        scan,
+        orientation=(a, b, c, d, e, f),
+        turn_rad=float(np.arctan2(right_ventricle @ column, right_ventricle @ row)),
+        apex_first=True,
+        noise=PLAIN_NOISE,
+    )
+
+
 def draw_patient(seed: int, index: int, cohort: Cohort) -> PairedSubject:
     """Return patient ``index`` of a seed without rendering anything."""
     return draw_paired_subject(_generator(seed, index, _Purpose.HEART), cohort)
@@ -120,7 +141,7 @@ def draw_pair(seed: int, index: int, cohort: Cohort, scan: CoarseScan | None = N
         ecg_on=patient.ecg_on,
         cmr_on=patient.cmr_on,
         ecg=ecg_of(patient, seed, index, cohort),
-        cmr=stack_of(patient, seed, index, scan),
+        cmr=stack_of(patient, seed, index, cohort, scan),
         targets=targets_of(patient),
         diseases={name: patient.heart.diseases[name] for name in DISEASES},
         diagnosed_on=patient.diagnosed_on,
@@ -134,11 +155,11 @@ def ecg_of(patient: PairedSubject, seed: int, index: int, cohort: Cohort) -> Ecg
     return render(patient.heart, _generator(seed, index, _Purpose.ECG))
 
 
-def stack_of(patient: PairedSubject, seed: int, index: int, scan: CoarseScan | None) -> CineStack:
-    """Render the short-axis cine stack of a patient."""
+def stack_of(patient: PairedSubject, seed: int, index: int, cohort: Cohort, scan: CoarseScan | None) -> CineStack:
+    """Render the short-axis cine stack of a patient; in the easy cohort every stack has the ``plain`` view."""
     rng = _generator(seed, index, _Purpose.CMR)
-    drawn = draw_scan(rng)
-    return rendered(patient.heart, drawn if scan is None else scan.of(drawn), rng)
+    drawn = draw_scan(rng) if scan is None else scan.of(draw_scan(rng))
+    return rendered(patient.heart, drawn if cohort == "standard" else plain(drawn), rng)
 
 
 def targets_of(patient: PairedSubject) -> dict[str, float]:
