@@ -179,6 +179,20 @@ def test_the_cine_begins_at_end_diastole_and_covers_the_beat() -> None:
     assert np.abs(cine[0] - volumes[0, (SPEC.slices - 1) // 2]).max() < 1e-5
 
 
+def test_heights_follow_their_slices() -> None:
+    """Unevenly spaced slices have the same heights from the apex whichever way the stack is stored."""
+    stack = stack_of(2)
+    uneven = replace(
+        stack, slice_positions_mm=stack.slice_positions_mm + np.arange(len(stack.slice_positions_mm)) ** 2 / 9
+    )
+    heights = [
+        slice_heights_mm(each, locate_heart(each, HEART)) for each in (uneven, restored(uneven, 0, mirrored=True))
+    ]
+    assert heights[0] == pytest.approx(heights[1])
+    assert np.ptp(np.diff(heights[0])) > 1
+    assert np.all(np.diff(heights[0]) > 0)
+
+
 def without(stack: CineStack, *slices: int) -> CineStack:
     """The stack with slices lost."""
     kept = [index for index in range(len(stack.images_SPHW)) if index not in slices]

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from engines.errors import InputRefused, RefusalCode
 from training.ecg_cmr import store_build
 from training.ecg_cmr.pair_source import PairEntry, PhantomPairs, pair_key
+from training.ecg_cmr.preparation import cmr_volume_small, ecg_of_pairs, phantom_pairs
 from training.ecg_cmr.splits import CALIBRATED_SHARES, PUBLISHED_SHARES, part_of
 from training.ecg_cmr.store import MANIFEST, PairStore, PairStoreError, shard_file
 from training.ecg_cmr.store_build import build_pair_store
-from training.recipes.ecg_cmr_pairs import cmr_volume_small, ecg_of_pairs, phantom_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
