@@ -1,4 +1,7 @@
-"""Volumes for an embedding: detected phases, slices between apex and base, one way to lie, or a refusal with its reason."""
+"""Volumes for an embedding: detected phases, slices between apex and base, one way to lie, or a refusal with its reason.
+
+Tests named after a defect check that the one of this number in the published code is not ours.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,7 @@ def test_the_arrays(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_end_systole_is_detected(seed: int) -> None:
+def test_defect_2_end_systole_is_detected(seed: int) -> None:
     """The second volume is the phase of the smallest cavity, within a phase of the truth, not the half of the beat."""
     located, stack = located_of(seed), stack_of(seed)
     phases = stack.images_SPHW.shape[1]

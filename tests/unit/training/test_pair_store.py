@@ -1,4 +1,7 @@
-"""The store of pairs: rows stay with their patient, builds resume, splits go by patient, and foreign content is refused."""
+"""The store of pairs: rows stay with their patient, builds resume, splits go by patient, and foreign content is refused.
+
+Tests named after a defect check that the one of this number in the published code is not ours.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def number_of(store: PairStore, row: int) -> int:
     return int(store.patients[row].removeprefix("patient-"))
 
 
-def test_every_row_is_its_patients(tmp_path: Path) -> None:
+def test_defect_15_every_row_is_its_patients(tmp_path: Path) -> None:
     """Behind refused pairs, too, each array, truth and day is of the patient that the row names."""
     store = built(tmp_path)
     assert len(store) == 18
@@ -116,8 +119,18 @@ def test_missing_values_stay_missing_and_misspelt_names_are_refused(tmp_path: Pa
         store.targets(["lvfe"])
 
 
+def test_defect_11_each_target_is_its_own(tmp_path: Path) -> None:
+    """Columns follow the names asked for, in any order, and a label made of one target is not made of another."""
+    store = built(tmp_path)
+    both, swapped = store.targets(["lvef", "lvedv"]), store.targets(["lvedv", "lvef"])
+    assert np.array_equal(both, swapped[:, ::-1], equal_nan=True)
+    above = store.targets(["lvef"])[:, 0] > 45
+    expected = [number_of(store, row) > 4 and number_of(store, row) % 5 != 4 for row in range(len(store))]
+    assert above.tolist() == expected
+
+
 @pytest.mark.parametrize("array", ["ecg", "slice_mask"])
-def test_rows_out_of_step_are_refused(array: str, tmp_path: Path) -> None:
+def test_defect_15_rows_out_of_step_are_refused(array: str, tmp_path: Path) -> None:
     """Two patients' rows of one array exchanged: digests are of key and array, so the store does not open."""
     store = built(tmp_path)
     path = shard_file(store.folder, 0, array)

@@ -1,4 +1,7 @@
-"""Pre-training of the CMR towers: missing numbers, equal changes, exact resume, and frozen for good."""
+"""Pre-training of the CMR towers: missing numbers, equal changes, exact resume, and frozen for good.
+
+Tests named after a defect check that the one of this number in the published code is not ours.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +143,7 @@ def test_each_tower_sees_its_part(look: Look, store: PairStore) -> None:
         seen_by(store, "echo", [0])  # type: ignore[arg-type]
 
 
-def test_both_phases_of_a_subject_change_alike() -> None:
+def test_defect_3_both_phases_of_a_subject_change_alike() -> None:
     """Equal images of end-diastole and end-systole stay equal, every slice alike; subjects differ; nothing is mirrored."""
     image = torch.zeros(6, 1, SLICES, SIDE, SIDE)
     image[:, :, :, 6:26, 12:18] = 1.0
@@ -156,7 +159,7 @@ def test_both_phases_of_a_subject_change_alike() -> None:
     assert one.mask_BD is seen[0].mask_BD
 
 
-def test_no_change_means_both_phases_as_they_are() -> None:
+def test_defect_8_no_change_means_both_phases_as_they_are() -> None:
     """Without an augmentation nothing is changed and neither phase is left out."""
     seen = (Seen(torch.rand(2, 1, 3, 8, 8), None), Seen(torch.rand(2, 1, 3, 8, 8), None))
     found = changed_alike(seen, None, torch.Generator())
@@ -234,7 +237,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         train_tower(store, replace(config, seed=2), tmp_path / "whole")
 
 
-def test_learning_and_scaling_never_see_the_other_parts(tmp_path: Path) -> None:
+def test_defect_14_learning_and_scaling_never_see_the_other_parts(tmp_path: Path) -> None:
     """Wild truths of validation and test patients change no weight: one hash split serves every stage."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -252,7 +255,7 @@ def test_learning_and_scaling_never_see_the_other_parts(tmp_path: Path) -> None:
     assert same(*models)
 
 
-def test_the_validation_loss_is_a_mean_over_numbers(store: PairStore) -> None:
+def test_defect_6_the_loss_is_a_mean_over_numbers(store: PairStore) -> None:
     """It does not depend on the batch, no random change touches it, and predicting the mean costs about one variance."""
     config = config_of()
     torch.manual_seed(0)
@@ -266,7 +269,9 @@ def test_the_validation_loss_is_a_mean_over_numbers(store: PairStore) -> None:
     assert validation_loss(model, store, replace(config, augment=None)) == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_validation_is_never_augmented(store: PairStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defect_3_validation_is_never_augmented(
+    store: PairStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The random change is asked for by training batches only."""
     asked: list[int] = []
     change = tower_training.changed_alike
@@ -282,7 +287,7 @@ def test_validation_is_never_augmented(store: PairStore, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_both_precisions_train(half: bool, store: PairStore, tmp_path: Path) -> None:
+def test_defect_12_both_precisions_train(half: bool, store: PairStore, tmp_path: Path) -> None:
     """Half the bytes or not, the run ends with finite weights; no dtype is asserted away."""
     optim = replace(OPTIM, epochs=1, autocast_bfloat16=half)
     model = train_tower(store, config_of("slice", optim=optim), tmp_path)
@@ -303,7 +308,7 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize("look", ["slice", "slice_time", "ed_volume"])
-def test_frozen_means_frozen(look: Look, store: PairStore) -> None:
+def test_defect_4_frozen_means_frozen(look: Look, store: PairStore) -> None:
     """Steps of training in train mode change no weight and no BatchNorm statistic; who else is in the batch says nothing."""
     tower = config_of(look).tower()
     tower.train()(*seen_by(store, look, range(8)).arguments())
@@ -324,7 +329,7 @@ def test_frozen_means_frozen(look: Look, store: PairStore) -> None:
     assert pair.tower.width == tower.width
 
 
-def test_each_tower_loads_by_itself(store: PairStore, tmp_path: Path) -> None:
+def test_defect_9_each_tower_loads_by_itself(store: PairStore, tmp_path: Path) -> None:
     """The ES tower loads without an ED tower beside it; a missing or unfinished run is refused, never left as drawn."""
     config = config_of("es_volume", optim=replace(OPTIM, epochs=1))
     trained = train_tower(store, config, tmp_path / "es")
