@@ -130,3 +130,16 @@ def run_sha256(run: EcgCmrRun, store_sha256: str) -> str:
 def with_seed(run: EcgCmrRun, seed: int) -> EcgCmrRun:
     """Return the same run with another seed in every stage."""
     return replace(run, seed=seed, towers=tuple(replace(tower, seed=seed) for tower in run.towers))
+
+
+def with_ecg_cmr_epochs(run: EcgCmrRun, epochs: int | None) -> EcgCmrRun:
+    """Return the same run with another number of epochs in every stage, for trials; None leaves it as it is."""
+    if epochs is None:
+        return run
+    contrast = run.contrast
+    return replace(
+        run,
+        mae=replace(run.mae, optim=replace(run.mae.optim, epochs=epochs)),
+        towers=tuple(replace(tower, optim=replace(tower.optim, epochs=epochs)) for tower in run.towers),
+        contrast=None if contrast is None else replace(contrast, optim=replace(contrast.optim, epochs=epochs)),
+    )
