@@ -100,7 +100,7 @@ def masked_squares(predicted_BT: Tensor, target_BT: Tensor) -> tuple[Tensor, Ten
     A missing number leaves out itself and nothing else of its subject.
     """
     measured = torch.isfinite(target_BT)
-    error = torch.where(measured, predicted_BT - torch.where(measured, target_BT, 0.0), 0.0)
+    error = torch.where(measured, predicted_BT - target_BT, 0.0)
     return error.square().sum(), measured.sum()
 
 

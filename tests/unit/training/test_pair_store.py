@@ -23,7 +23,7 @@ from training.ecg_cmr import store_build
 from training.ecg_cmr.pair_source import PairEntry, PhantomPairs, pair_key
 from training.ecg_cmr.preparation import cmr_volume_small, ecg_of_pairs, phantom_pairs
 from training.ecg_cmr.splits import CALIBRATED_SHARES, PUBLISHED_SHARES, part_of
-from training.ecg_cmr.store import MANIFEST, PairStore, PairStoreError, shard_file
+from training.ecg_cmr.store import MANIFEST, PairStore, PairStoreError, array_sha256, shard_file
 from training.ecg_cmr.store_build import build_pair_store
 
 
@@ -93,6 +93,7 @@ def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
     """Any order across shards, repeated or not; a part keeps its own places; a foreign place is refused."""
     store = built(tmp_path)
     assert store.read("ecg", [17, 0, 5, 0])[:, 0, 0].tolist() == [number_of(store, row) for row in (17, 0, 5, 0)]
+    assert store.read("ecg", [2, 1, 0])[:, 0, 0].tolist() == [number_of(store, row) for row in (2, 1, 0)]
     part = store.only([7, 2])
     assert part.read("ecg")[:, 0, 0].tolist() == [number_of(store, row) for row in (7, 2)]
     assert pickle.loads(pickle.dumps(part)).read("ecg").tolist() == part.read("ecg").tolist()
@@ -139,6 +140,7 @@ def test_defect_15_rows_out_of_step_are_refused(array: str, tmp_path: Path) -> N
     with pytest.raises(PairStoreError, match="stand in the row of another pair"):
         PairStore.open(store.folder)
     assert len(PairStore.open(store.folder, check_arrays=False)) == 18
+    assert array_sha256("one", rows[0]) != array_sha256("other", rows[0])
 
 
 def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,7 @@ def test_change_keeps_the_background_and_the_range() -> None:
     (seen,) = changed_alike([Seen(image, None)], CmrAugment(turn_degrees=40), torch.Generator().manual_seed(0))
     assert seen.images.min() == pytest.approx(-1.2, abs=1e-5)
     assert seen.images.max() <= 2.0 + 1e-5
+    assert seen.images[..., 15:17, 15:17] == pytest.approx(2.0, abs=1e-4)
     assert seen.images[..., 0, 0] == pytest.approx(-1.2, abs=1e-5)
 
 
