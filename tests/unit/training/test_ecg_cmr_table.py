@@ -15,6 +15,7 @@ from training.ecg_cmr.measurements import Comparison, document
 from training.ecg_cmr.outcome import DEMOGRAPHICS, VARIANTS, Outcome, made_from_of, read_outcome, write_outcome
 from training.ecg_cmr.requirements import as_markdown, requirements
 from training.ecg_cmr.table import PUBLISHED, markdown
+from training.metrics import r_squared
 
 COMPARISON = Comparison(
     data_set="numbers", caution="no hearts", sizes=(8, 4, 80), command="make it", settings=("a | b",)
@@ -148,7 +149,11 @@ def test_subgroups_are_measured_where_they_have_patients() -> None:
     """Women and men have numbers; a group of few is counted only."""
     groups = _measured()["models"][1]["subgroups"]
     assert min(groups["women"]["patients"]) >= 20
-    assert "r2" in groups["women"]["numbers"]["lvef"]
+    expected = []
+    for outcome in (_outcome("ecg_only", seed, NOISE["ecg_only"]) for seed in (0, 1)):
+        women = outcome.answers.cohort.demographics_NG[:, 1] == 0
+        expected.append(r_squared(outcome.answers.cohort.truth_NT[women, 0], outcome.answers.given_NT[women, 0]))
+    assert groups["women"]["numbers"]["lvef"]["r2"]["value"] == pytest.approx(np.mean(expected), abs=1e-4)
     few = {name: group for name, group in groups.items() if min(group["patients"]) < 20}
     assert few
     assert not any("numbers" in group for group in few.values())
