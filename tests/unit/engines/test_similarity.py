@@ -52,6 +52,9 @@ def test_two_visits_of_a_patient_are_no_pair_of_two_patients() -> None:
     """Copies of the pairs under the same names change neither kind."""
     ecg, cmr, names = pairs(60, 2)
     once = SimilarityStatistics.fit(ecg, cmr, names)
+    units = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (ecg, cmr)]
+    cosines = units[0] @ units[1].T
+    assert once.others[-1] == pytest.approx(np.max(cosines[~np.eye(60, dtype=bool)]))
     twice = SimilarityStatistics.fit(np.tile(ecg, (2, 1)), np.tile(cmr, (2, 1)), names * 2)
     np.testing.assert_allclose(twice.others, once.others, atol=5e-3)
     assert twice.others[-1] == pytest.approx(once.others[-1])

@@ -52,6 +52,9 @@ def test_the_nearest_pair_within_the_window_is_taken() -> None:
     assert keys(pair_visits(ecgs, cmrs)) == [("near", "c"), ("other", "f")]
     assert keys(pair_visits([visit("b", "p", 1), visit("a", "p", -1)], cmrs[:1])) == [("a", "c")]
     assert [pair.days for pair in pair_visits([visit("a", "p", -3)], cmrs[:1])] == [3]
+    for days in (8, -8):
+        with pytest.raises(ValueError, match="no pair within 7 days"):
+            pair_visits([visit("a", "p", days)], cmrs[:1])
     with pytest.raises(ValueError, match="no pair within 0 days"):
         pair_visits(ecgs[:2], cmrs, window_days=0)
 

@@ -339,6 +339,15 @@ def test_a_damaged_record_is_refused_not_crashed_on(tmp_path: Path, spoil: Calla
         read_wfdb(tmp_path / "r")
 
 
+def test_a_length_beyond_bounds_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """What the header promises is held to a limit, so that no file makes room for a day of samples."""
+    write_record(tmp_path / "r", signal(0), LEAD_NAMES)
+    edited(tmp_path / "r.hea", lambda text: text.replace(" 60\n", " 9999999\n"))
+    with pytest.raises(InputRefused) as refusal:
+        read_wfdb(tmp_path / "r")
+    assert refusal.value.code is RefusalCode.LIMITS_EXCEEDED
+
+
 def test_a_lead_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     """Which of two would be meant cannot be told."""
     write_record(tmp_path / "r", signal(0), (*LEAD_NAMES, "v1"))
