@@ -71,7 +71,11 @@ def _record(dataset: Dataset) -> EcgRecord:
         index, group = _rhythm_group(dataset)
         leads = _leads(group)
         signals = _aligned(group, leads, {lead: _millivolt(group, channel) for lead, channel in leads.items()})
-        computed = {lead for lead, channel in leads.items() if _code(group.ChannelDefinitionSequence[channel]) in _COMPUTED_CODES}
+        computed = {
+            lead
+            for lead, channel in leads.items()
+            if _code(group.ChannelDefinitionSequence[channel]) in _COMPUTED_CODES
+        }
     except PARSER_ERRORS as error:
         raise undecodable(f"the waveform is not readable ({type(error).__name__})") from None
     signal_mv, derived = twelve_leads(signals)

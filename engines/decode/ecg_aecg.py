@@ -98,7 +98,9 @@ def _millivolt(lead: str, value: Element) -> tuple[Signal, float]:
         element = value.find(name)
         number = number_of(element.get("value")) if element is not None else None
         if element is None or number is None:
-            raise InputRefused(RefusalCode.UNIT_UNKNOWN, f"lead {lead} states no {name}; without it its amplitude is unknown")
+            raise InputRefused(
+                RefusalCode.UNIT_UNKNOWN, f"lead {lead} states no {name}; without it its amplitude is unknown"
+            )
         parts[name] = number * millivolt_per(element.get("unit"))
     if parts["scale"] == 0:
         raise malformed(f"the scale of lead {lead} is 0")
@@ -143,7 +145,9 @@ def _origin(root: Element, series: Element) -> EcgOrigin:
         patient_name=person_name(text_of(person, "name"), None),
         birth_date=_digits(_attribute(person, "birthTime", "value"), 8),
         sex=sex_code(_attribute(person, "administrativeGenderCode", "code")),
-        acquired_at=_moment(_attribute(series, "effectiveTime/low", "value") or _attribute(root, "effectiveTime/center", "value")),
+        acquired_at=_moment(
+            _attribute(series, "effectiveTime/low", "value") or _attribute(root, "effectiveTime/center", "value")
+        ),
         manufacturer=text_of(author, "manufacturerOrganization/name"),
         model=text_of(author, "manufacturedSeriesDevice/manufacturerModelName"),
         software=text_of(author, "manufacturedSeriesDevice/softwareName"),

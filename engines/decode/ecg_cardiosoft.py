@@ -95,7 +95,9 @@ def _steps(strip: Element) -> dict[str, Signal]:
 
 
 def _notch_hz(filters: Element | None) -> float | None:
-    on = [hz for hz in (50.0, 60.0) if (text_of(filters, f"Filter{hz:.0f}Hz") or "").lower() in {"yes", "true", "on", "1"}]
+    on = [
+        hz for hz in (50.0, 60.0) if (text_of(filters, f"Filter{hz:.0f}Hz") or "").lower() in {"yes", "true", "on", "1"}
+    ]
     return on[0] if on else None
 
 

@@ -122,7 +122,9 @@ def _file(name: str, reading: EcgReading, digest: str) -> EcgFile:
         signal_mv=signal_mv.astype(np.float32),
         sampling_rate_hz=reading.sampling_rate_hz,
         source=SourceInstance(
-            sop_class_uid=TWELVE_LEAD, sop_instance_uid=uid_of(digest, "instance"), series_instance_uid=uid_of(digest, "series")
+            sop_class_uid=TWELVE_LEAD,
+            sop_instance_uid=uid_of(digest, "instance"),
+            series_instance_uid=uid_of(digest, "series"),
         ),
         derived_leads=derived,
         highpass_hz=reading.highpass_hz or None,
@@ -161,7 +163,9 @@ def _dicom(content: EcgContent) -> EcgFile:
 
 
 def _dicom_origin(dataset: Dataset) -> EcgOrigin:
-    moment = str(dataset.get("AcquisitionDateTime") or "") or f"{dataset.get('StudyDate', '')}{dataset.get('StudyTime', '')}"
+    moment = (
+        str(dataset.get("AcquisitionDateTime") or "") or f"{dataset.get('StudyDate', '')}{dataset.get('StudyTime', '')}"
+    )
     return EcgOrigin(
         patient_id=_text(dataset, "PatientID"),
         patient_name=_text(dataset, "PatientName"),

@@ -23,7 +23,14 @@ LARGEST_MV = 1e6
 
 _OF_NAME = {lead.upper(): lead for lead in LEAD_NAMES} | {MINUS_AVR.upper(): MINUS_AVR}
 _NAME = re.compile(r"^(?:LEAD\s+)?([-\u2212]?AV[RLF]|V[1-6]|III|II|I)(?:$|[\s,(])")
-_MILLIVOLT_PER_UNIT = {"UV": 1e-3, "MICROVOLT": 1e-3, "MICROVOLTS": 1e-3, "MV": 1.0, "MILLIVOLT": 1.0, "MILLIVOLTS": 1.0}
+_MILLIVOLT_PER_UNIT = {
+    "UV": 1e-3,
+    "MICROVOLT": 1e-3,
+    "MICROVOLTS": 1e-3,
+    "MV": 1.0,
+    "MILLIVOLT": 1.0,
+    "MILLIVOLTS": 1.0,
+}
 _MILLIVOLT_PER_UNIT |= {"V": 1e3, "VOLT": 1e3, "VOLTS": 1e3, "NV": 1e-6}
 
 

@@ -85,7 +85,9 @@ def _rhythm(root: Element) -> Element:
     for waveform in root.findall("Waveform"):
         if (text_of(waveform, "WaveformType") or "").upper() == "RHYTHM":
             return waveform
-    raise InputRefused(RefusalCode.NO_TWELVE_LEAD_GROUP, "the document holds no waveform of type Rhythm; one is expected")
+    raise InputRefused(
+        RefusalCode.NO_TWELVE_LEAD_GROUP, "the document holds no waveform of type Rhythm; one is expected"
+    )
 
 
 def _rate_hz(rhythm: Element) -> float:
@@ -98,7 +100,9 @@ def _rate_hz(rhythm: Element) -> float:
 def _step_mv(lead: str, element: Element) -> float:
     step = number_of(text_of(element, "LeadAmplitudeUnitsPerBit"))
     if step is None or step <= 0:
-        raise InputRefused(RefusalCode.UNIT_UNKNOWN, f"lead {lead} states no units per bit; without it its amplitude is unknown")
+        raise InputRefused(
+            RefusalCode.UNIT_UNKNOWN, f"lead {lead} states no units per bit; without it its amplitude is unknown"
+        )
     return step * millivolt_per(text_of(element, "LeadAmplitudeUnits"))
 
 
@@ -108,7 +112,8 @@ def _samples(lead: str, element: Element) -> Signal:
         raise malformed(f"lead {lead} does not state samples of {_SAMPLE_BYTES} bytes")
     if number_of(text_of(element, "LeadOffsetFirstSample")) or number_of(text_of(element, "LeadTimeOffset")):
         raise InputRefused(
-            RefusalCode.LEADS_NOT_SIMULTANEOUS, f"lead {lead} starts later than others; twelve simultaneous leads are expected"
+            RefusalCode.LEADS_NOT_SIMULTANEOUS,
+            f"lead {lead} starts later than others; twelve simultaneous leads are expected",
         )
     try:
         data = base64.b64decode("".join((text_of(element, "WaveFormData") or "").split()), validate=True)

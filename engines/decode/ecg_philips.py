@@ -50,7 +50,9 @@ def read(content: EcgContent) -> EcgReading:
     root = parsed_xml(content.data)
     waveforms, traits = root.find(".//parsedwaveforms"), root.find(".//signalcharacteristics")
     if waveforms is None:
-        raise InputRefused(RefusalCode.NO_TWELVE_LEAD_GROUP, "the document holds no parsedwaveforms; a rhythm is expected")
+        raise InputRefused(
+            RefusalCode.NO_TWELVE_LEAD_GROUP, "the document holds no parsedwaveforms; a rhythm is expected"
+        )
     rate_hz = require_rate(number_of(text_of(traits, "samplingrate") or waveforms.get("samplespersecond")))
     step_mv = _step_mv(waveforms, traits)
     duration_ms = _checked_duration_ms(waveforms, rate_hz)
@@ -72,7 +74,9 @@ def _step_mv(waveforms: Element, traits: Element | None) -> float:
     """The resolution is in microvolt per step by definition of the format."""
     step_uv = number_of(text_of(traits, "resolution") or waveforms.get("resolution"))
     if step_uv is None or step_uv <= 0:
-        raise InputRefused(RefusalCode.UNIT_UNKNOWN, "the document states no resolution; without it the amplitude is unknown")
+        raise InputRefused(
+            RefusalCode.UNIT_UNKNOWN, "the document states no resolution; without it the amplitude is unknown"
+        )
     return step_uv / 1000.0
 
 
@@ -122,7 +126,15 @@ def _decompressed(data: bytes) -> list[Any]:
 
     try:
         leads: list[Any] = read_file(io.BytesIO(data)).leads
-    except (ArithmeticError, DefusedXmlException, ExpatError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        DefusedXmlException,
+        ExpatError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise malformed(f"the rhythm cannot be decompressed ({type(error).__name__})") from None
     return leads
 

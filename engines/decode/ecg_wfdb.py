@@ -149,7 +149,8 @@ def _require_usable(lead: str, line: _SignalLine) -> None:
     millivolt_per(line.unit)
     if line.skew > 1:
         raise InputRefused(
-            RefusalCode.LEADS_NOT_SIMULTANEOUS, f"lead {lead} is skewed by {line.skew} samples; simultaneous leads are expected"
+            RefusalCode.LEADS_NOT_SIMULTANEOUS,
+            f"lead {lead} is skewed by {line.skew} samples; simultaneous leads are expected",
         )
 
 
@@ -220,7 +221,9 @@ def _millivolt(line: _SignalLine, stored: NDArray[np.int64]) -> NDArray[np.float
     return values
 
 
-def _warnings(signals: Sequence[_SignalLine], leads: dict[str, int], stored: Sequence[NDArray[np.int64]]) -> tuple[str, ...]:
+def _warnings(
+    signals: Sequence[_SignalLine], leads: dict[str, int], stored: Sequence[NDArray[np.int64]]
+) -> tuple[str, ...]:
     """Leads whose sum is not that of the header: 16 bits, signed."""
     altered = [lead for lead, index in leads.items() if _differs(signals[index].checksum, stored[index])]
     return (f"The checksums of leads {', '.join(altered)} differ from the header's.",) if altered else ()

@@ -78,7 +78,9 @@ def sample_values(text: str | None, what: str) -> NDArray[np.float64]:
     """
     words = (text or "").replace(",", " ").split()
     if len(words) > MAX_SAMPLES:
-        raise InputRefused(RefusalCode.LIMITS_EXCEEDED, f"{what} has {len(words)} samples; at most {MAX_SAMPLES} are read")
+        raise InputRefused(
+            RefusalCode.LIMITS_EXCEEDED, f"{what} has {len(words)} samples; at most {MAX_SAMPLES} are read"
+        )
     try:
         values = np.array(words, np.float64)
     except ValueError:
