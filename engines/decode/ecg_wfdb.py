@@ -34,13 +34,16 @@ MAX_SIGNALS, MAX_SAMPLES = 64, 2_000_000
 _HEADER_BYTES = 65_536
 _RECORD = re.compile(
     r"^(?P<name>[\w.-]+)(?P<segments>/\d+)?[ \t]+(?P<signals>\d+)"
-    r"(?:[ \t]+(?P<rate>[\d.eE+-]+)(?:/[^\s]*)?(?:[ \t]+(?P<samples>\d+)(?:[ \t]+(?P<time>[\d:.]+)(?:[ \t]+(?P<date>[\d/]+))?)?)?)?\s*$"
+    r"(?:[ \t]+(?P<rate>[\d.eE+-]+)(?:/[^\s]*)?(?:[ \t]+(?P<samples>\d+)"
+    r"(?:[ \t]+(?P<time>[\d:.]+)(?:[ \t]+(?P<date>[\d/]+))?)?)?)?\s*$"
 )
 _FORMAT = re.compile(r"^(?P<format>\d+)(?:x(?P<per_frame>\d+))?(?::(?P<skew>\d+))?(?:\+(?P<offset>\d+))?$")
 _GAIN = re.compile(r"^(?P<gain>[\d.eE+-]+)(?:\((?P<baseline>-?\d+)\))?(?:/(?P<unit>\S+))?$")
 _COMMENT = re.compile(r"^#+\s*<?(?P<key>age|sex)>?\s*:\s*(?P<value>\S+)", re.IGNORECASE)
 _INVALID = {16: -(2**15), 61: -(2**15), 160: -(2**15), 24: -(2**23), 32: -(2**31), 80: -(2**7), 212: -(2**11)}
 """The stored value that marks a missing sample."""
+_LINEAR = {16: ("<i2", 0), 61: (">i2", 0), 32: ("<i4", 0), 80: ("u1", 2**7), 160: ("<u2", 2**15)}
+"""Whole bytes, and what is subtracted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,30 +188,17 @@ def _signal_bytes(content: EcgContent, name: str) -> bytes:
 
 def _unpacked(data: bytes, kind: int) -> NDArray[np.int64]:
     """Stored values in file order, int64 [N] (signal(5))."""
-    match kind:
-        case 16:
-            return _integers(data, "<i2")
-        case 61:
-            return _integers(data, ">i2")
-        case 32:
-            return _integers(data, "<i4")
-        case 80:
-            return _integers(data, "u1") - 2**7
-        case 160:
-            return _integers(data, "<u2") - 2**15
-        case 24:
-            parts = np.frombuffer(data, "u1", count=len(data) // 3 * 3).reshape(-1, 3).astype(np.int64)
-            return _signed(parts @ np.array([1, 2**8, 2**16]), 24)
-        case 212:
-            parts = np.frombuffer(data, "u1", count=len(data) // 3 * 3).reshape(-1, 3).astype(np.int64)
-            low, middle, high = parts.T
-            pairs = np.stack([low + (middle % 16) * 2**8, high + (middle // 16) * 2**8], axis=1)
-            return _signed(pairs.ravel(), 12)
-    raise malformed(f"the signal format {kind} is not read here; expected {', '.join(map(str, sorted(_INVALID)))}")
-
-
-def _integers(data: bytes, dtype: str) -> NDArray[np.int64]:
-    return np.frombuffer(data, dtype, count=len(data) // np.dtype(dtype).itemsize).astype(np.int64)
+    if kind in _LINEAR:
+        dtype, zero = _LINEAR[kind]
+        return np.frombuffer(data, dtype, count=len(data) // np.dtype(dtype).itemsize).astype(np.int64) - zero
+    if kind not in _INVALID:
+        raise malformed(f"the signal format {kind} is not read here; expected {', '.join(map(str, sorted(_INVALID)))}")
+    parts = np.frombuffer(data, "u1", count=len(data) // 3 * 3).reshape(-1, 3).astype(np.int64)
+    if kind == 24:
+        return _signed(parts @ np.array([1, 2**8, 2**16]), 24)
+    low, middle, high = parts.T
+    pairs = np.stack([low + (middle % 16) * 2**8, high + (middle // 16) * 2**8], axis=1)
+    return _signed(pairs.ravel(), 12)
 
 
 def _signed(values: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
