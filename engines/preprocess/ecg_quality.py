@@ -43,8 +43,8 @@ class EcgFlag(StrEnum):
     CABLE_SWAP_LEFT_ARM_LEG = "cable_swap_left_arm_leg"
     CABLE_SWAP_PRECORDIAL = "cable_swap_precordial"
     PACED = "paced"
-    LOW_PASS = "low_pass"
-    HIGH_PASS = "high_pass"
+    LOW_PASS = "low_pass"  # noqa: S105 - a filter
+    HIGH_PASS = "high_pass"  # noqa: S105 - a filter
     HEART_RATE_EXTREME = "heart_rate_extreme"
     NO_BEATS = "no_beats"
 
@@ -126,7 +126,7 @@ def _check_off(off: NDArray[np.bool_], spec: EcgCleanSpec) -> None:
         raise InputRefused(
             RefusalCode.LEAD_OFF,
             f"Leads {', '.join((*limb, *precordial))} are flat (below {1000 * spec.flat_deviation_mv:g} uV) or missing for too "
-            f"long; I, II and all but {spec.masked_precordial_max} precordial leads are needed; check the electrodes and record again.",
+            f"long; I, II and all but {spec.masked_precordial_max} precordial leads are needed; check the electrodes.",
         )
 
 
@@ -149,7 +149,7 @@ def _check_rails(window_mv: Signal, rate_hz: float, spec: EcgCleanSpec, leads: l
     if departure[worst] > spec.amplitude_max_mv:
         raise InputRefused(
             RefusalCode.SATURATED,
-            f"Lead {leads[worst]} departs {departure[worst]:.1f} mV from its median; expected at most {spec.amplitude_max_mv:g} mV.",
+            f"Lead {leads[worst]} departs {departure[worst]:.1f} mV from its median; at most {spec.amplitude_max_mv:g} mV.",
         )
     fractions = _plateau_fractions(window_mv, max(3, round(spec.saturated_run_ms / 1000.0 * rate_hz)))
     worst = int(fractions.argmax())
@@ -194,7 +194,9 @@ def _lead_flags(mask: NDArray[np.bool_], derived: NDArray[np.bool_]) -> Iterator
     if masked:
         yield Flag(code=EcgFlag.LEAD_MASKED, sentence=f"Leads {', '.join(masked)} hold no signal and were left out.")
     if computed:
-        yield Flag(code=EcgFlag.LEAD_DERIVED, sentence=f"Leads {', '.join(computed)} were lost and computed from I and II.")
+        yield Flag(
+            code=EcgFlag.LEAD_DERIVED, sentence=f"Leads {', '.join(computed)} were lost and computed from I and II."
+        )
 
 
 def _signal_flags(window_mv: Signal, record: EcgRecord, mask: NDArray[np.bool_], spec: EcgCleanSpec) -> Iterator[Flag]:
@@ -216,6 +218,8 @@ def pacing_spikes(window_mv: Signal, rate_hz: float, spec: EcgCleanSpec) -> int:
     The residue of a median filter of twice that width keeps a spike whole and an R wave hardly at all. It is held against the
     98th percentile of the same lead: the 99.9th would be the spikes themselves from the third on.
     """
+    if rate_hz * PACE_S < 1:
+        return 0  # a sample lasts longer than a spike: R waves would be taken for spikes
     width = 2 * max(1, round(PACE_S * rate_hz)) + 1
     residue = np.abs(window_mv - ndimage.median_filter(window_mv, size=(1, width), mode="nearest"))
     limit = np.maximum(spec.pace_prominence_mv, spec.pace_ratio * np.percentile(residue, _PACE_PERCENTILE, axis=1))
@@ -241,22 +245,21 @@ def _swaps(beats: Beats, mask: NDArray[np.bool_], spec: EcgCleanSpec) -> Iterato
     yield EcgFlag.CABLE_SWAP_ARMS, "Lead I is upside down against V6", bool(mask[11]) and _arms_swapped(beats, spec)
     yield EcgFlag.CABLE_SWAP_RIGHT_ARM_LEG, "Lead II is flat", _leg_on_arm(beats, spec)
     yield EcgFlag.CABLE_SWAP_LEFT_ARM_LEG, "P is larger in I than in II", _left_swapped(beats, spec)
-    pair = _swapped_neighbours(beats, spec) if mask[6:].all() else None
-    yield EcgFlag.CABLE_SWAP_PRECORDIAL, f"{pair} do not follow the other precordial leads", pair is not None
+    whole = bool(mask[6:9].all())
+    yield EcgFlag.CABLE_SWAP_PRECORDIAL, "V1 resembles V3 more than V2 does", whole and _first_swapped(beats, spec)
 
 
 def _arms_swapped(beats: Beats, spec: EcgCleanSpec) -> bool:
-    """Lead I negative in QRS and P, against V6, with aVR upright (left and right arm)."""
-    one, avr, six = (beats.average_mv[_ROW[lead]] for lead in ("I", "aVR", "V6"))
-    qrs, p = beats.part(QRS_S).sum(axis=1), beats.part(P_S).mean(axis=1)
-    against = float(np.corrcoef(one, six)[0, 1]) < spec.swap_correlation_max
-    return bool(against and qrs[0] < 0 and qrs[_ROW["aVR"]] > qrs[0] and p[0] < _P_MIN_MV and avr.max() > 0)
+    """Lead I upside down against V6 and without an upright P (left and right arm)."""
+    one, six = (beats.average_mv[_ROW[lead]] for lead in ("I", "V6"))
+    upright = float(beats.part(P_S)[0].mean()) >= _P_MIN_MV
+    return bool(float(np.corrcoef(one, six)[0, 1]) < spec.swap_correlation_max and not upright)
 
 
 def _leg_on_arm(beats: Beats, spec: EcgCleanSpec) -> bool:
-    """Lead II between two legs is flat while I is not."""
-    one, two = np.ptp(beats.average_mv[:2], axis=1)
-    return bool(one > _VISIBLE_MV and two < spec.swap_flat_fraction * one)
+    """Lead II between two legs is flat while the precordial leads are not."""
+    two, precordial = np.ptp(beats.average_mv[1]), np.median(np.ptp(beats.average_mv[6:], axis=1))
+    return bool(precordial > _VISIBLE_MV and two < spec.swap_flat_fraction * precordial)
 
 
 def _left_swapped(beats: Beats, spec: EcgCleanSpec) -> bool:
@@ -266,18 +269,9 @@ def _left_swapped(beats: Beats, spec: EcgCleanSpec) -> bool:
     return bool(one > 2 * _P_MIN_MV and one > spec.swap_p_ratio * two)
 
 
-def _swapped_neighbours(beats: Beats, spec: EcgCleanSpec) -> str | None:
-    """Two precordial neighbours whose exchange makes the way through V1 to V6 shorter."""
-    leads = beats.part(QRS_S)[6:]
-    distance = np.linalg.norm(leads[:, None] - leads[None], axis=2)
-    order = list(range(6))
-    path = _path(distance, order)
-    for at in range(5):
-        exchanged = [*order[:at], order[at + 1], order[at], *order[at + 2 :]]
-        if _path(distance, exchanged) < spec.swap_path_ratio * path:
-            return f"V{at + 1} and V{at + 2}"
-    return None
-
-
-def _path(distance: Signal, order: list[int]) -> float:
-    return float(distance[order[:-1], order[1:]].sum())
+def _first_swapped(beats: Beats, spec: EcgCleanSpec) -> bool:
+    """The way from V1 over V2 to V3 is longer than the way with the two exchanged."""
+    first, second, third = beats.part(QRS_S)[6:9]
+    common = float(np.linalg.norm(first - second))
+    recorded, exchanged = (common + float(np.linalg.norm(each - third)) for each in (second, first))
+    return exchanged < spec.swap_path_ratio * recorded

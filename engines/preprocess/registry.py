@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from engines.preprocess.spec import CmrSpec, EcgCleanSpec, EcgSpec, EchoSpec
+from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
 from engines.records import CineLoop, CineStack, EcgRecord, Record, SourceInstance
 
 
@@ -48,10 +48,6 @@ def prepare(record: Record, spec: EchoSpec | CmrSpec | EcgSpec) -> Prepared:
             from engines.preprocess.cmr import prepare_cmr
 
             return prepare_cmr(record, spec)
-        case EcgRecord(), EcgCleanSpec():
-            from engines.preprocess.ecg_clean import prepare_ecg_clean
-
-            return prepare_ecg_clean(record, spec)
         case EcgRecord(), EcgSpec():
             from engines.preprocess.ecg import prepare_ecg
 

@@ -186,10 +186,10 @@ class EcgCleanSpec(EcgSpec):
         lowpass_min_hz, highpass_max_hz: filters of the cart that are flagged.
         heart_rate_min_bpm, heart_rate_max_bpm: rates outside are flagged.
         swap_correlation_max: correlation of leads I and V6 below which the arms may be swapped.
-        swap_flat_fraction: size of lead II as a part of lead I below which the right leg may be on the arm.
+        swap_flat_fraction: size of lead II as a part of the precordial leads' below which the right leg may be on the arm.
         swap_p_ratio: P of lead I over P of lead II above which left arm and leg may be swapped.
-        swap_path_ratio: path through V1 to V6 with two neighbours exchanged, as a part of the path as recorded, below which
-            the two may be swapped.
+        swap_path_ratio: length of the way V2, V1, V3 as a part of the way V1, V2, V3, in millivolts over the QRS, below which V1
+            and V2 may be swapped.
     """
 
     preprocess_version: Literal[2]  # type: ignore[assignment]
