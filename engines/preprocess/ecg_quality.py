@@ -105,7 +105,7 @@ def _quiet(window_mv: Signal, rate_hz: float, spec: EcgCleanSpec) -> NDArray[np.
     second = max(2, round(rate_hz))
     pieces = window_mv[:, : window_mv.shape[1] // second * second].reshape(len(window_mv), -1, second)
     with np.errstate(invalid="ignore"):
-        return ~(pieces.std(axis=2) >= spec.flat_deviation_mv)
+        return np.asarray(~(pieces.std(axis=2) >= spec.flat_deviation_mv))
 
 
 def _check_simultaneous(quiet: NDArray[np.bool_]) -> None:
