@@ -97,7 +97,8 @@ def wilson_interval(successes: int, trials: int) -> Measured:
     share = successes / trials
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = _WILSON_Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return Measured(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
+    low = 0.0 if successes == 0 else centre - half  # exactly, where rounding would leave 1e-17
+    return Measured(value=share, low=low, high=1.0 if successes == trials else centre + half)
 
 
 def bootstrap(

@@ -11,7 +11,7 @@ from training.config import load_recipe
 from training.signature import input_spec
 
 REPOSITORY = Path(__file__).parents[3]
-RELEASES = {"echo_ef": "echo_ef_small", "cmr_risk": "enf_small", "ecg_cmr": "ecg_cmr_small"}
+RELEASES = {"echo_ef": "coreecho_small", "cmr_risk": "enf_small", "ecg_cmr": "ecg_cmr_small"}
 LARGEST_BYTES = {"echo_ef": 6_000_000, "cmr_risk": 12_000_000, "ecg_cmr": 6_000_000}
 
 
