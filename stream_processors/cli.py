@@ -114,36 +114,66 @@ def run_command(settings_path: Path | None, replaced: str) -> None:
 
 
 @main.command("send")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--ecg",
+    "ecg_paths",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An ECG that is no DICOM (WFDB header, CardioSoft, aECG, Philips or MUSE XML); it is sent as a DICOM ECG.",
+)
+@click.option("--patient-id", help="Whose ECG it is, with --ecg; wins over the file.")
+@click.option("--patient-name", help="Family^Given, with --ecg; wins over the file.")
+@click.option("--accession", help="Accession number, with --ecg; wins over the file.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the PACS.")
 @click.option("--port", default=4242, show_default=True, type=click.IntRange(1, 65535), help="Its DICOM port.")
 @click.option("--called", default="ORTHANC", show_default=True, help="Its AE title.")
 @click.option("--calling", default="PURKINJE", show_default=True, help="Our AE title.")
 @click.option("--timeout-s", default=60.0, show_default=True, help="Longest wait for one answer.")
-def send_command(paths: tuple[Path, ...], host: str, port: int, called: str, calling: str, timeout_s: float) -> None:  # noqa: PLR0913, PLR0917 - one parameter per option
-    """Send DICOM files and folders to a PACS by C-STORE, unchanged."""
-    from rich.console import Console
-
-    from stream_processors.pacs.send import send_files
+def send_command(  # noqa: PLR0913, PLR0917 - one parameter per option
+    paths: tuple[Path, ...],
+    ecg_paths: tuple[Path, ...],
+    patient_id: str | None,
+    patient_name: str | None,
+    accession: str | None,
+    host: str,
+    port: int,
+    called: str,
+    calling: str,
+    timeout_s: float,
+) -> None:
+    """Send DICOM files and folders to a PACS by C-STORE, unchanged; ECG files of other formats with --ecg."""
+    if not paths and not ecg_paths:
+        msg = "nothing to send: name DICOM files or folders, or an ECG file with --ecg"
+        raise click.UsageError(msg)
+    from stream_processors.pacs.association import Peer
+    from stream_processors.pacs.ecg_object import Identity
+    from stream_processors.pacs.send import SendResult, send_ecg_files, send_files
 
     _silence_libraries()
-    console = Console(stderr=True)
+    address: dict[str, Any] = {"host": host, "port": port, "called_ae_title": called, "calling_ae_title": calling}
+    identity = Identity(patient_id=patient_id, patient_name=patient_name, accession_number=accession)
+    results = []
     with _explained():
-        result = send_files(
-            paths,
-            host=host,
-            port=port,
-            called_ae_title=called,
-            calling_ae_title=calling,
-            timeout_s=timeout_s,
-            console=console,
-        )
+        if paths:
+            from rich.console import Console
+
+            results.append(send_files(paths, **address, timeout_s=timeout_s, console=Console(stderr=True)))
+        if ecg_paths:
+            results.append(send_ecg_files(ecg_paths, Peer(**address, timeout_s=timeout_s), identity))
+    result = SendResult()
+    for each in results:
+        result.sent += each.sent
+        result.mended |= each.mended
+        result.skipped |= each.skipped
+        result.failed |= each.failed
     for path, reason in result.mended.items():
         click.echo(f"mended: {path}: {reason}", err=True)
     for path, reason in (*result.skipped.items(), *result.failed.items()):
         click.echo(f"{'not sent' if path in result.failed else 'skipped'}: {path}: {reason}", err=True)
     click.echo(f"{len(result.sent)} sent, {len(result.skipped)} skipped, {len(result.failed)} not sent")
-    sys.exit(EXIT_NOT_WELL if result.failed or not result.sent else 0)
+    unsent_ecg = any(path in result.skipped for path in ecg_paths)
+    sys.exit(EXIT_NOT_WELL if result.failed or unsent_ecg or not result.sent else 0)
 
 
 @main.command("status")

@@ -81,6 +81,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 def _config(recipe: str, *, hearts: int | None, epochs: int | None) -> AnyRun:
     from training.config import RunConfig, load_recipe, with_size
     from training.coreecho.config import EchoRun, with_echo_size
+    from training.ecg_cmr.config import EcgCmrRun, with_ecg_cmr_epochs
     from training.enf.config import with_enf_size
 
     try:
@@ -91,12 +92,22 @@ def _config(recipe: str, *, hearts: int | None, epochs: int | None) -> AnyRun:
         return with_size(config, hearts=hearts, epochs=epochs)
     if isinstance(config, EchoRun):
         return with_echo_size(config, hearts=hearts, epochs=epochs)
+    if isinstance(config, EcgCmrRun):
+        if hearts is not None:
+            raise click.BadParameter(
+                f"{recipe} trains on a store of pairs; its build sets how many", param_hint="--hearts"
+            )
+        return with_ecg_cmr_epochs(config, epochs)
     return with_enf_size(config, hearts=hearts, epochs=epochs)
 
 
 @main.command()
 @run_options
-@click.option("--data", type=_PRESENT, help="Recipes on clips: folder of EchoNet-Dynamic; digital phantoms without.")
+@click.option(
+    "--data",
+    type=_PRESENT,
+    help="Recipes on clips: folder of EchoNet-Dynamic; digital phantoms without. Recipes on pairs: their store.",
+)
 @click.option("--weights", type=_FILE, help="Recipes on clips: published weights of Kinetics-400 to start from.")
 @click.option(
     "--device", default="cpu", show_default=True, help="Recipes on clips: such as cuda; torchrun uses several."

@@ -22,6 +22,7 @@ from engines.records import Modality
 
 if TYPE_CHECKING:
     from training.coreecho.config import AnyEchoRun
+    from training.ecg_cmr.config import EcgCmrRun
     from training.enf.config import EnfRun
 
 RECIPES_PACKAGE = "training.recipes"
@@ -124,11 +125,11 @@ class RunConfig:
 
 
 if TYPE_CHECKING:
-    AnyRun: TypeAlias = RunConfig | EnfRun | AnyEchoRun
+    AnyRun: TypeAlias = RunConfig | EnfRun | AnyEchoRun | EcgCmrRun
 
 
 def load_recipe(name: str) -> AnyRun:
-    """Return the run of a recipe: one network trained end to end, an Equivariant Neural Field, or a run on echo clips.
+    """Return the run of a recipe: one network trained end to end, a neural field, a run on echo clips or on pairs.
 
     Raises:
         ValueError: when there is no such recipe.
@@ -189,6 +190,8 @@ def _plain(value: object) -> object:
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
     if callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', repr(value))}"
     return value

@@ -15,6 +15,8 @@ from training.coreecho.release import ON_PHANTOMS, ClipTraining, evaluate_echo, 
 from training.data.heart_arrays import HeartArrays, heart_arrays
 from training.data.sources.labelled_loops import labelled_loops, with_labelled_loops
 from training.data.splits import Split, split_hearts
+from training.ecg_cmr.config import EcgCmrRun
+from training.ecg_cmr.release import train_on_pairs
 from training.enf.config import EnfRun
 from training.enf.release import evaluate_enf, release_enf, train_enf
 from training.evaluate import evaluate_bundle
@@ -24,7 +26,8 @@ from training.signature import input_of, input_spec
 from training.view_gate import export_gate, read_gate
 
 ARRAYS_FOLDER = "arrays"
-AnyRun = RunConfig | EnfRun | AnyEchoRun
+_NO_BUNDLE = "{} trains an encoder on pairs and makes no bundle of itself; evaluate its embedding with probes"
+AnyRun = RunConfig | EnfRun | AnyEchoRun | EcgCmrRun
 
 
 __all__ = ["ClipTraining", "evaluate_run", "release_run", "run_folder", "train_run"]
@@ -38,6 +41,8 @@ def train_run(config: AnyRun, out: Path, *, workers: int, threads: int, clips: C
     """
     if isinstance(config, EchoRun):
         return train_echo_run(config, out, clips, workers=workers, threads=threads)
+    if isinstance(config, EcgCmrRun):
+        return train_on_pairs(config, out, clips, threads=threads)
     if clips != ON_PHANTOMS:
         raise ValueError(f"{config.recipe} is no recipe on clips; leave out the data set, the weights and the device")
     if isinstance(config, EnfRun):
@@ -75,6 +80,8 @@ def release_run(  # noqa: PLR0913 - what, where from, where to, and how
         return release_echo(config, out, bundle, workers=workers, threads=threads, gate=gate)
     if isinstance(config, EnfRun):
         return release_enf(config, out, bundle, workers=workers, threads=threads)
+    if isinstance(config, EcgCmrRun):
+        raise ValueError(_NO_BUNDLE.format(config.recipe))  # noqa: TRY004 - the right type, the wrong kind of run
     torch.set_num_threads(threads)
     arrays, split = _hearts(config, out, workers)
     network = train(config, arrays, split, run_folder(config, arrays, out))
@@ -102,6 +109,8 @@ def evaluate_run(config: AnyRun, out: Path, bundle: Path, *, workers: int) -> di
         return evaluate_echo(config, out, bundle, workers=workers)
     if isinstance(config, EnfRun):
         return evaluate_enf(config, out, bundle, workers=workers)
+    if isinstance(config, EcgCmrRun):
+        raise ValueError(_NO_BUNDLE.format(config.recipe))  # noqa: TRY004 - the right type, the wrong kind of run
     arrays, split = _hearts(config, out, workers)
     return evaluate_bundle(bundle, arrays, split.test, input_spec(config.data.preprocess))
 

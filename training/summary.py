@@ -15,18 +15,60 @@ from torch import Tensor, nn
 
 from training.config import RunConfig, describe
 from training.coreecho.config import AnyEchoRun, CoReEchoRun, EchoRun
+from training.ecg_cmr.config import EcgCmrRun
 from training.enf.config import EnfRun
 from training.signature import input_of
 
 _DEPTH = 3
 AnyRun = RunConfig | EnfRun | AnyEchoRun
+"""Runs whose data are hearts or clips."""
 
 
-def summary(config: AnyRun) -> dict[str, Any]:
+def summary(config: AnyRun | EcgCmrRun) -> dict[str, Any]:
     """Return networks, loss, schedule and data first, then everything else that decides the run, as plain JSON values."""
     described = describe(config)
+    if isinstance(config, EcgCmrRun):
+        return _of_pairs(config, described)
     first = {"recipe": described["recipe"], "networks": _networks(config), **_training(config)}
     return {**first, "data": described["data"], **{key: value for key, value in described.items() if key not in first}}
+
+
+def _of_pairs(config: EcgCmrRun, described: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary of a run on pairs, whose preprocessing is that of the store it is given."""
+    contrast = config.contrast
+    form = "none" if contrast is None else f"{contrast.form}, temperature {contrast.temperature:g}, in nats"
+    first = {
+        "recipe": config.recipe,
+        "networks": [
+            {"network": name, "parameters": parameters(network), "layers": layers(network, inputs)}
+            for name, network, inputs in _parts_of_pairs(config)
+        ],
+        "loss": {
+            "mae": f"squared error and correlation, {config.mae.correlation_weight:g} of the latter",
+            "towers": "squared error of the targets that were measured, in variances",
+            "contrast": form,
+        },
+        "schedule": {
+            "mae": asdict(config.mae.optim),
+            "towers": [asdict(tower.optim) for tower in config.towers],
+            "contrast": None if contrast is None else asdict(contrast.optim),
+        },
+        "data": {"pairs": "a store of pairs", "preprocess": "that of the store; its manifest holds the specification"},
+    }
+    return {**first, **{key: value for key, value in described.items() if key not in first}}
+
+
+def _parts_of_pairs(config: EcgCmrRun) -> list[tuple[str, nn.Module, Tensor | None]]:
+    from training.models.ecg_vit import EcgMae, EcgVit
+
+    shape = config.encoder
+    with torch.device("meta"):
+        encoder, record = EcgVit(shape), torch.zeros(1, shape.leads, shape.samples)
+        mae = EcgMae(EcgVit(shape), mask_share=config.mae.mask_share)
+        towers: list[tuple[str, nn.Module, Tensor | None]] = [
+            (name, tower.tower(), None) for name, tower in zip(config.names, config.towers, strict=True)
+        ]
+    return [("encoder", encoder, record), ("autoencoder", mae, None), *towers]
 
 
 def layers(network: nn.Module, inputs: Tensor | None) -> list[dict[str, Any]]:

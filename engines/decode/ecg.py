@@ -6,7 +6,6 @@ reads waveform data. Lead codes are those of CID 3001 in MDC and SCP-ECG form.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import BinaryIO
@@ -15,24 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from engines.decode.ecg_leads import (
+    INDEPENDENT_LEADS,
+    MINUS_AVR,
+    Signal,
+    lead_named,
+    lead_warnings,
+    require_independent,
+    require_plausible,
+    twelve_leads,
+)
 from engines.decode.headers import PARSER_ERRORS, number, parsed, source_of, texts, undecodable
 from engines.errors import InputRefused, NotApplicable, RefusalCode
 from engines.records import LEAD_NAMES, EcgRecord
 
 TWELVE_LEAD, GENERAL, AMBULATORY, GENERAL_32 = (f"1.2.840.10008.5.1.4.1.1.9.1.{last}" for last in (1, 2, 3, 4))
 ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
-INDEPENDENT_LEADS = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 MAX_SAMPLES = 2_000_000
 MAX_CHANNELS = 24
-LARGEST_MV = 1e6
 
-_MINUS_AVR = "-aVR"  # Cabrera format: negated when read
 _CODES = (1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8)
 _LEAD_OF_CODE = {f"2:{code}": lead for code, lead in zip(_CODES, LEAD_NAMES, strict=True)}
 _LEAD_OF_CODE |= {f"5.6.3-9-{code}": lead for code, lead in zip(_CODES, LEAD_NAMES, strict=True)}
-_LEAD_OF_CODE |= {"2:65": _MINUS_AVR}
-_LEAD_OF_NAME = {lead.upper(): lead for lead in LEAD_NAMES} | {_MINUS_AVR.upper(): _MINUS_AVR}
-_NAME = re.compile(r"^(?:LEAD\s+)?(-?AV[RLF]|V[1-6]|III|II|I)(?:$|[\s,(])")
+_LEAD_OF_CODE |= {"2:65": MINUS_AVR}
+_COMPUTED_CODES = {f"2:{code}": lead for code, lead in zip((111, 112, 113, 114), LEAD_NAMES[2:6], strict=True)}
+"""Derived limb leads: as good as computed here. Derived leads I, II and V1 to V6 (EASI and the like) are not the leads."""
+_SYNTHESISED_CODES = frozenset(f"2:{code}" for code in (31, 32, *range(33, 39)))
 _MILLIVOLT_PER_UNIT = {"uV": 1e-3, "mV": 1.0, "V": 1e3, "nV": 1e-6}  # UCUM is case-sensitive
 _DTYPES = {("SB", 8): "i1", ("UB", 8): "u1", ("SS", 16): "<i2", ("US", 16): "<u2", ("SL", 32): "<i4", ("UL", 32): "<u4"}
 
@@ -63,20 +70,26 @@ def _record(dataset: Dataset) -> EcgRecord:
     try:
         index, group = _rhythm_group(dataset)
         leads = _leads(group)
-        signals = {lead: _millivolt(group, channel) for lead, channel in leads.items()}
+        signals = _aligned(group, leads, {lead: _millivolt(group, channel) for lead, channel in leads.items()})
+        computed = {
+            lead
+            for lead, channel in leads.items()
+            if _code(group.ChannelDefinitionSequence[channel]) in _COMPUTED_CODES
+        }
     except PARSER_ERRORS as error:
         raise undecodable(f"the waveform is not readable ({type(error).__name__})") from None
-    signal_mv, derived = _twelve(signals)
-    if np.abs(signal_mv[~np.isnan(signal_mv)]).max(initial=0.0) > LARGEST_MV:
-        raise undecodable(f"a lead exceeds {LARGEST_MV:g} mV: its sensitivity or baseline is wrong")
+    signal_mv, derived = twelve_leads(signals)
+    require_plausible(signal_mv)
+    derived |= computed
+    lowpass_hz = _edge(group, "FilterHighFrequency", min)
     return EcgRecord(
         signal_mv=signal_mv.astype(np.float32),
         sampling_rate_hz=_sampling_rate(group),
         source=replace(source_of(dataset), waveform_channels=((index + 1, 0),)),
         derived_leads=derived,
         highpass_hz=_edge(group, "FilterLowFrequency", max),
-        lowpass_hz=_edge(group, "FilterHighFrequency", min),
-        warnings=_warnings(group, derived),
+        lowpass_hz=lowpass_hz,
+        warnings=lead_warnings(derived, lowpass_hz),
     )
 
 
@@ -119,9 +132,9 @@ def _rhythm_group(dataset: Dataset) -> tuple[int, Dataset]:
             RefusalCode.LEADS_NOT_SIMULTANEOUS,
             f"the leads lie in {len(found)} groups recorded one after the other; twelve simultaneous leads are expected",
         )
-    missing = [lead for lead in INDEPENDENT_LEADS if lead not in together]
-    code = RefusalCode.LEADS_MISSING if together else RefusalCode.NO_TWELVE_LEAD_GROUP
-    raise InputRefused(code, f"missing leads: {', '.join(missing)}; I, II and V1 to V6 are expected in one group")
+    require_independent(together)
+    msg = "one group with the independent leads is usable, and none was found"
+    raise AssertionError(msg)
 
 
 def _is_derived(group: Dataset) -> bool:
@@ -156,15 +169,19 @@ def _leads(group: Dataset) -> dict[str, int]:
 
 def lead_of(channel: Dataset) -> str | None:
     """Lead of a channel: by code (CID 3001), else by the code's meaning, else by the channel label; None when unknown."""
+    code = _code(channel)
+    if code in _SYNTHESISED_CODES:
+        return None
+    if code in _LEAD_OF_CODE or code in _COMPUTED_CODES:
+        return (_LEAD_OF_CODE | _COMPUTED_CODES)[code]
     source = (channel.get("ChannelSourceSequence") or [Dataset()])[0]
-    code = next(iter(texts(source, "CodeValue")), "").rstrip("\0").strip()
-    if code in _LEAD_OF_CODE:
-        return _LEAD_OF_CODE[code]
-    for text in (*texts(source, "CodeMeaning"), *texts(channel, "ChannelLabel")):
-        match = _NAME.match(text.rstrip("\0").strip())
-        if match:
-            return _LEAD_OF_NAME[match.group(1)]
-    return None
+    named = (lead_named(text) for text in (*texts(source, "CodeMeaning"), *texts(channel, "ChannelLabel")))
+    return next((lead for lead in named if lead is not None), None)
+
+
+def _code(channel: Dataset) -> str:
+    source = (channel.get("ChannelSourceSequence") or [Dataset()])[0]
+    return next(iter(texts(source, "CodeValue")), "").rstrip("\0").strip()
 
 
 def _samples(group: Dataset) -> NDArray[np.generic]:
@@ -224,14 +241,23 @@ def _unit_mv(channel: Dataset) -> float:
     return _MILLIVOLT_PER_UNIT[unit]
 
 
-def _twelve(signals: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], frozenset[str]]:
-    """Twelve rows; limb leads that were not recorded follow from I and II (Einthoven, Goldberger)."""
-    if _MINUS_AVR in signals:
-        signals.setdefault("aVR", -signals[_MINUS_AVR])
-    one, two = signals["I"], signals["II"]
-    computed = {"III": two - one, "aVR": -(one + two) / 2, "aVL": one - two / 2, "aVF": two - one / 2}
-    rows = [signals[lead] if lead in signals else computed[lead] for lead in LEAD_NAMES]
-    return np.stack(rows), frozenset(lead for lead in LEAD_NAMES if lead not in signals)
+def _aligned(group: Dataset, leads: dict[str, int], signals: dict[str, Signal]) -> dict[str, Signal]:
+    """The part that all channels cover, where one starts more than a sample after another (PS3.3 C.10.9.1.4.3)."""
+    rate_hz = _sampling_rate(group)
+    skews = {lead: _skew_samples(group.ChannelDefinitionSequence[index], rate_hz) for lead, index in leads.items()}
+    latest = max(skews.values())
+    if latest - min(skews.values()) <= 1.0:
+        return signals
+    starts = {lead: round(latest - skew) for lead, skew in skews.items()}
+    length = min(len(signal) - starts[lead] for lead, signal in signals.items())
+    if length < 1:
+        raise undecodable("the channels do not overlap in time: their skew is longer than the recording")
+    return {lead: signal[starts[lead] : starts[lead] + length] for lead, signal in signals.items()}
+
+
+def _skew_samples(channel: Dataset, rate_hz: float) -> float:
+    samples = number(channel, "ChannelSampleSkew")
+    return samples if samples is not None else (number(channel, "ChannelTimeSkew") or 0.0) * rate_hz
 
 
 def _edge(group: Dataset, keyword: str, worst: Callable[[list[float]], float]) -> float | None:
@@ -239,13 +265,3 @@ def _edge(group: Dataset, keyword: str, worst: Callable[[list[float]], float]) -
     stated = [number(channel, keyword) for channel in group.ChannelDefinitionSequence]
     edges = [edge for edge in stated if edge]
     return worst(edges) if edges else None
-
-
-def _warnings(group: Dataset, derived: frozenset[str]) -> tuple[str, ...]:
-    warnings = []
-    if derived:
-        warnings.append(f"Leads {', '.join(sorted(derived))} were not recorded; they were computed from I and II.")
-    lowpass = _edge(group, "FilterHighFrequency", min)
-    if lowpass is not None and lowpass < 100:
-        warnings.append(f"The cart filtered above {lowpass:g} Hz, which lowers amplitudes.")
-    return tuple(warnings)

@@ -16,7 +16,7 @@ from scipy import signal
 
 from engines.errors import InputRefused, RefusalCode
 from engines.preprocess.registry import Prepared
-from engines.preprocess.spec import EcgSpec
+from engines.preprocess.spec import EcgCleanSpec, EcgSpec
 from engines.records import LEAD_NAMES, EcgRecord
 
 Signal = NDArray[np.float64]
@@ -24,7 +24,7 @@ CONSISTENCY_PERCENTILE = 98.0
 
 
 def prepare_ecg(record: EcgRecord, spec: EcgSpec) -> Prepared:
-    """Profile ``ecg_spine_v1``: first clean window, resampled, high-passed, in units of ``scale_mv``.
+    """Profile ``ecg_spine_v1``: first clean window, resampled, high-passed, in units of ``scale_mv``; else version 2.
 
     Returns:
         ``ecg`` float32 [1, 12, window_samples].
@@ -32,6 +32,10 @@ def prepare_ecg(record: EcgRecord, spec: EcgSpec) -> Prepared:
     Raises:
         InputRefused: rate, length, lead-off, saturation or consistency is out of bounds.
     """
+    if isinstance(spec, EcgCleanSpec):
+        from engines.preprocess.ecg_clean import prepare_ecg_clean
+
+        return prepare_ecg_clean(record, spec)
     _check_rate(record.sampling_rate_hz, spec)
     start, window = _first_clean_window(record, spec)
     resampled = _resample(window, record.sampling_rate_hz, spec.sampling_rate_hz)

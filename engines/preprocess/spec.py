@@ -173,8 +173,44 @@ class EcgSpec(_Spec):
     consistency_max_mv: Positive
 
 
+class EcgCleanSpec(EcgSpec):
+    """Version 2: as ``EcgSpec``, with leads masked or refused by rule, doubts flagged, and a choice of profiles.
+
+    Args:
+        profile: the processing chain behind the gate, by name and year; ``ecg_profiles`` holds them.
+        masked_precordial_max: precordial leads that may be missing and become zeros; above 0 only for networks trained with
+            lead dropout.
+        pace_prominence_mv, pace_ratio: a spike stands out of its 4 ms by this many millivolts and by this many times what the
+            98th percentile of the lead does.
+        pace_hits_min: spikes in a record from which its rhythm counts as paced.
+        lowpass_min_hz, highpass_max_hz: filters of the cart that are flagged.
+        heart_rate_min_bpm, heart_rate_max_bpm: rates outside are flagged.
+        swap_correlation_max: correlation of leads I and V6 below which the arms may be swapped.
+        swap_flat_fraction: size of lead II as a part of the precordial leads' below which the right leg may be on the arm.
+        swap_p_ratio: P of lead I over P of lead II above which left arm and leg may be swapped.
+        swap_path_ratio: length of the way V2, V1, V3 as a part of the way V1, V2, V3, in millivolts over the QRS, below which V1
+            and V2 may be swapped.
+    """
+
+    preprocess_version: Literal[2]  # type: ignore[assignment]
+    profile: Literal["ecg_clean_2026", "ams2025", "turgut2025"]  # type: ignore[assignment]
+    masked_precordial_max: Annotated[int, Field(ge=0, le=2)]
+    pace_prominence_mv: Positive
+    pace_ratio: Positive
+    pace_hits_min: Annotated[int, Field(ge=1)]
+    lowpass_min_hz: Positive
+    highpass_max_hz: Positive
+    heart_rate_min_bpm: Positive
+    heart_rate_max_bpm: Positive
+    swap_correlation_max: Annotated[float, Field(ge=-1.0, le=1.0)]
+    swap_flat_fraction: Fraction
+    swap_p_ratio: Positive
+    swap_path_ratio: Positive
+
+
+EcgVersions = Annotated[EcgSpec | EcgCleanSpec, Field(discriminator="preprocess_version")]
 EchoVersions = Annotated[EchoSpec | EchoCleanSpec, Field(discriminator="preprocess_version")]
-PreprocessSpec = Annotated[EchoVersions | CmrSpec | EcgSpec, Field(discriminator="kind")]
+PreprocessSpec = Annotated[EchoVersions | CmrSpec | EcgVersions, Field(discriminator="kind")]
 
 
 def spec_sha256(spec: EchoSpec | CmrSpec | EcgSpec) -> str:

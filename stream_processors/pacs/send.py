@@ -1,5 +1,7 @@
 """Sends DICOM files and folders to a PACS by C-STORE, byte for byte as they lie on disk.
 
+ECG files that are no DICOM are turned into DICOM objects first (``ecg_object``).
+
 One kind of damage is mended on the way, because real carts write it and receivers lose the association over it: a second
 Sequence Delimitation Item behind the pixel data. The result names the files it was taken from.
 
@@ -10,6 +12,7 @@ the others back. Called by ``purkinje send`` and the demo. Names and values of t
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +27,11 @@ from pynetdicom.presentation import PresentationContext, build_context
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from engines.errors import Refusal
 from orthanc_plugin.wire.events import is_uid
 from stream_processors.errors import PacsError, PacsUnavailable
 from stream_processors.pacs.association import MOST_CONTEXTS, Peer, association, require_stored, status_of
+from stream_processors.pacs.ecg_object import Identity, ecg_object, part10_bytes
 from stream_processors.part10 import UNREADABLE
 
 _DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
@@ -124,6 +129,35 @@ def send_files(  # noqa: PLR0913 - an address has these parts
     ) as progress:
         task = progress.add_task(str(peer), total=len(files))
         return send(files, peer, each_done=lambda _: progress.advance(task))
+
+
+def send_ecg_files(
+    paths: Iterable[Path],
+    peer: Peer,
+    identity: Identity,
+) -> SendResult:
+    """Turn ECG files that are no DICOM into DICOM objects and send them; what cannot be turned is skipped with its reason.
+
+    Raises:
+        PacsUnavailable: nobody answers at all.
+    """
+    skipped: dict[Path, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        made: dict[Path, Path] = {}
+        for number, path in enumerate(paths):
+            try:
+                content = part10_bytes(ecg_object(path, identity))
+            except (Refusal, OSError, ValueError) as error:
+                skipped[path] = str(error)
+                continue
+            made[Path(folder) / f"{number}.dcm"] = path
+            (Path(folder) / f"{number}.dcm").write_bytes(content)
+        result = send(list(made), peer)
+        return SendResult(
+            sent=[made[path] for path in result.sent],
+            skipped=skipped,
+            failed={made[path]: reason for path, reason in result.failed.items()},
+        )
 
 
 def describe(path: Path) -> DicomFile | str:

@@ -22,6 +22,8 @@ from engines.records import Modality
 
 PINNED = Path(__file__).with_name("test_preprocess_pinned.json")
 KINDS = ("echo", "cmr", "ecg")
+NOT_RELEASED = ("cmr_volume",)
+"""Kinds that no released bundle was trained behind: free to change until one is."""
 PACKAGE = "engines.preprocess"
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -195,7 +197,7 @@ def test_a_bumped_version_asks_to_be_pinned(copy: Path) -> None:
 def test_every_module_counts(root: Path) -> None:
     """No module of the package is passed through by nobody."""
     folder = root / "engines" / "preprocess"
-    reached = {"spec", "__init__"}.union(*(modules_of(kind, folder) for kind in KINDS))
+    reached = {"spec", "__init__"}.union(*(modules_of(kind, folder) for kind in (*KINDS, *NOT_RELEASED)))
     assert reached == {path.stem for path in folder.glob("*.py")}
 
 

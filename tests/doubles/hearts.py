@@ -66,3 +66,22 @@ def written(modality: str, seed: int, folder: Path, patient: Patient) -> list[by
     else:
         files = write_ecg(study, ecg_record(subject, rng), rng, folder)
     return [path.read_bytes() for path in files]
+
+
+def restored(stack: CineStack, turns: int, mirrored: bool) -> CineStack:
+    """The same heart as another scanner stores it: turned or mirrored images with the orientation that says so."""
+    row, column = np.array(stack.orientation[:3]), np.array(stack.orientation[3:])
+    images, positions, sources = stack.images_SPHW, stack.slice_positions_mm, stack.sources_SP
+    for _ in range(turns):
+        images, row, column = np.rot90(images, axes=(2, 3)), column, -row
+    if mirrored:
+        images, row = images[::-1, :, :, ::-1], -row
+        positions, sources = -positions[::-1], sources[::-1]
+    a, b, c, d, e, f = (float(value) for value in (*row, *column))
+    return replace(
+        stack,
+        images_SPHW=images,
+        orientation=(a, b, c, d, e, f),
+        slice_positions_mm=positions,
+        sources_SP=sources,
+    )

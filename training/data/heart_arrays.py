@@ -36,8 +36,8 @@ from training.data.worker_pool import worker_pool
 PENDING, REFUSED = 0, 255
 _REPORT_EVERY = 50
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_WITHOUT_INFLUENCE = {"cli", "dicom", "make"}
-"""Modules of the phantoms that write studies; records do not pass through them."""
+_WITHOUT_INFLUENCE = {"cli", "cmr_volume", "dicom", "make", "paired", "paired_ecg"}
+"""Modules that write studies, or that only pairs of ECG and CMR pass through; these records do not."""
 _DATA_SETS = {
     "avi",
     "camus",
@@ -45,19 +45,28 @@ _DATA_SETS = {
     "cmr_labels",
     "cmr_studies",
     "dicom_cmr",
+    "ecg_sets",
+    "ecg_tables",
     "echonet",
+    "echonext",
     "expert_contours",
     "hmc_qu",
     "hmc_table",
     "labelled_loops",
     "metaimage",
+    "mimic_iv_ecg",
     "nifti_cmr",
+    "paired_subjects",
     "phantom_clips",
+    "ptb_xl",
     "reduced_loop",
     "ukbb_cmr",
+    "ukbb_ecg",
+    "ukbb_fields",
     "ukbb_table",
     "videos",
     "volume_tracings",
+    "wfdb_ecg",
 }
 """Readers of data sets; the arrays of digital hearts do not pass through them."""
 _SOURCE_FOLDERS = ("engines/preprocess", "training/phantoms", "training/data/sources")
@@ -205,7 +214,7 @@ def source_digest(modality: Modality) -> str:
     root = Path(__file__).parents[2]
     others = tuple(other.value for other in Modality if other is not modality)
     files = sorted(path for folder in _SOURCE_FOLDERS for path in (root / folder).glob("*.py"))
-    code = [f"{path.relative_to(root)}:{_bare_code(path)}" for path in files if not _apart(path.stem, others)]
+    code = [f"{path.relative_to(root)}:{bare_code(path)}" for path in files if not _apart(path.stem, others)]
     return hashlib.sha256("\n".join(code).encode()).hexdigest()
 
 
@@ -215,7 +224,8 @@ def _apart(stem: str, others: tuple[str, ...]) -> bool:
     return stem in _WITHOUT_INFLUENCE or stem in _DATA_SETS or of_another
 
 
-def _bare_code(path: Path) -> str:
+def bare_code(path: Path) -> str:
+    """Return the syntax tree of a module in words, without docstrings, comments and layout."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:

@@ -272,3 +272,60 @@ def test_the_ecg_toolkit_record(sample_data: object) -> None:
     with open(f"{sample_data}/ecg/dicom/ecgtoolkit_12lead_500hz.dcm", "rb") as file:  # noqa: PTH123
         record = decode_ecg([file])
     assert (record.signal_mv.shape, record.sampling_rate_hz) == ((12, 4999), 500.0)
+
+
+TABLE_UV = {"standard": 295.0, "baseline scaled": 357.0, "divided by the correction": (100 - 40) * 2.5 / 1.02}
+"""Stored 100, sensitivity 2.5, correction 1.02, baseline 40 uV, as three public decoders read it."""
+
+
+@pytest.mark.parametrize(("sop_class", "dtype"), [(TWELVE_LEAD, "<i2"), (GENERAL, "<i2"), (GENERAL_32, "<i4")])
+def test_only_the_standards_formula_of_three(sop_class: str, dtype: str) -> None:
+    """Of the three formulas in use every SOP class follows the standard's (PS3.3 C.10.9.1.4), and no other."""
+    channels = [channel(lead, correction="1.02", baseline="40") for lead in LEAD_NAMES]
+    record = decode_ecg([instance([group(np.full((SAMPLES, 12), 100, dtype), channels)], sop_class)])
+    found_uv = 1000 * float(record.signal_mv[0, 0])
+    assert [name for name, value in TABLE_UV.items() if abs(found_uv - value) < 0.1] == ["standard"]
+
+
+def test_the_step_may_stand_in_the_correction() -> None:
+    """Sensitivity 1 and correction 4.88, as a public converter writes it, is 488 uV for 100."""
+    channels = [channel(lead, sensitivity="1", correction="4.88") for lead in LEAD_NAMES]
+    record = decode_ecg([instance([group(np.full((SAMPLES, 12), 100, "<i2"), channels)])])
+    assert record.signal_mv == pytest.approx(0.488)
+
+
+def recoded(lead: str, value: str) -> Dataset:
+    """A channel under another code and without a name."""
+    item = channel(lead)
+    item.ChannelSourceSequence = Sequence([code(value, "MDC", f"Derived Lead {lead}")])
+    item.ChannelLabel = lead
+    return item
+
+
+def test_derived_limb_leads_count_as_computed() -> None:
+    """Codes 2:111 to 2:114 are III, aVR, aVL and aVF that were computed, and the record says so."""
+    codes = dict(zip(("III", "aVR", "aVL", "aVF"), ("2:111", "2:112", "2:113", "2:114"), strict=True))
+    channels = [recoded(lead, codes[lead]) if lead in codes else channel(lead) for lead in LEAD_NAMES]
+    record = decode_ecg([instance([group(ramp(12), channels)])])
+    assert record.derived_leads == set(codes)
+    assert record.signal_mv[:, 0] == pytest.approx(np.arange(100, 112) * 0.0025)
+
+
+def test_synthesised_leads_are_no_leads() -> None:
+    """A V1 that was derived from other electrodes (2:33) is not taken for V1, whatever its label says."""
+    channels = [recoded(lead, "2:33") if lead == "V1" else channel(lead) for lead in LEAD_NAMES]
+    assert refusal_of(instance([group(ramp(12), channels)])) is RefusalCode.LEADS_MISSING
+
+
+@pytest.mark.parametrize("keyword", ["ChannelSampleSkew", "ChannelTimeSkew"])
+def test_skew_is_undone(keyword: str) -> None:
+    """A channel that starts three samples later is aligned with the others; a skew within a sample is left."""
+    stored = np.tile(np.arange(SAMPLES)[:, None], (1, 12)).astype("<i2")
+    stored[:, 6] -= 3
+    channels = [channel(lead) for lead in LEAD_NAMES]
+    for index, item in enumerate(channels):
+        late = -3.0 if index == 6 else 0.0
+        setattr(item, keyword, str(late if keyword == "ChannelSampleSkew" else late / RATE_HZ))
+    record = decode_ecg([instance([group(stored, channels)])])
+    assert record.signal_mv.shape == (12, SAMPLES - 3)
+    assert np.ptp(record.signal_mv, axis=0).max() == 0

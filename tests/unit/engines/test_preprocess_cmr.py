@@ -20,7 +20,7 @@ from engines.preprocess.registry import Prepared
 from engines.preprocess.resample import area_weights, centred_positions, linear_weights
 from engines.preprocess.spec import CmrSpec
 from engines.records import CineStack, SourceInstance
-from tests.doubles.hearts import small_mr_scan, small_stack, small_subject
+from tests.doubles.hearts import restored, small_mr_scan, small_stack, small_subject
 from training.phantoms.cmr import draw_scan, rendered
 from training.phantoms.cycle import left_ventricle
 from training.phantoms.subjects import draw_subject
@@ -161,25 +161,6 @@ def test_a_mirrored_image_gives_the_mirrored_crop(seed: int) -> None:
     found = prepare_cmr(mirrored, SPEC)
     assert np.abs(found.arrays["image"] - expected).max() < 1e-6
     assert used(found) == used(prepared_of(seed))
-
-
-def restored(stack: CineStack, turns: int, mirrored: bool) -> CineStack:
-    """The same heart as another scanner stores it: turned or mirrored images with the orientation that says so."""
-    row, column = np.array(stack.orientation[:3]), np.array(stack.orientation[3:])
-    images, positions, sources = stack.images_SPHW, stack.slice_positions_mm, stack.sources_SP
-    for _ in range(turns):
-        images, row, column = np.rot90(images, axes=(2, 3)), column, -row
-    if mirrored:
-        images, row = images[::-1, :, :, ::-1], -row
-        positions, sources = -positions[::-1], sources[::-1]
-    a, b, c, d, e, f = (float(value) for value in (*row, *column))
-    return replace(
-        stack,
-        images_SPHW=images,
-        orientation=(a, b, c, d, e, f),
-        slice_positions_mm=positions,
-        sources_SP=sources,
-    )
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

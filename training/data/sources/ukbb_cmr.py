@@ -74,7 +74,7 @@ def ukbb_studies(root: Path, options: CmrOptions) -> FoundStudies:
     field, values = read_lvef(root, kept.keys(), options.label_field, options.instance)
     name = f"UK Biobank {BULK_FIELD}, LVEF of field {field}"
     labels = join_labels(name, values, kept.keys(), options.exclude_percent)
-    return FoundStudies(name=name, lvef_percent_by_key=labels, load=_Loader(kept)).salted(options.log_salt)
+    return FoundStudies(name=name, lvef_percent_by_key=labels, load=ArchiveLoader(kept)).salted(options.log_salt)
 
 
 def _of_visit(archives: list[tuple[re.Match[str], Path]], options: CmrOptions) -> dict[str, Path]:
@@ -94,8 +94,8 @@ def _visit(match: re.Match[str]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class _Loader:
-    """The stack of a key; a value, so that it travels to worker processes."""
+class ArchiveLoader:
+    """The stack of a key; a value, so that it travels to worker processes; raises ``Refusal`` where it cannot be used."""
 
     archives: Mapping[str, Path]
 

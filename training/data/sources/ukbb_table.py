@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,21 +31,35 @@ _COLUMN = re.compile(
     re.IGNORECASE,
 )
 _WITHDRAWN = re.compile(r"(?:w\d+(?:_\d+)*|withdr[\w-]*)\.(?:csv|txt)", re.IGNORECASE)
-_INTEGER = re.compile(r"(-?\d+)(?:\.0)?")
-_MISSING = {"", "NA", "NAN", "NULL"}
+INTEGER = re.compile(r"(-?\d+)(?:\.0)?")
+MISSING = {"", "NA", "NAN", "NULL"}
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table:
-    """A file whose header names participants, and the column of each field at the wanted visit."""
+class Header:
+    """First line of a file whose rows are participants.
+
+    Args:
+        path: of the file.
+        delimiter: between cells.
+        cells: names of the columns.
+        eid_column: place of the participant's number.
+    """
 
     path: Path
     delimiter: str
+    cells: tuple[str, ...]
     eid_column: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A file of participants, and the column of each field at the wanted visit."""
+
+    header: Header
     field_columns: dict[str, int]
-    width: int
 
 
 def read_lvef(
@@ -56,7 +70,7 @@ def read_lvef(
     Raises:
         ValueError: no table, no column, more than one table with it, a broken line, or no value for anybody.
     """
-    tables = [table for path in _table_files(root) if (table := _table(path, instance)) is not None]
+    tables = [table for path in table_files(root) if (table := _table(path, instance)) is not None]
     wanted = FIELD_PREFERENCE if label_field is None else (label_field,)
     known = [field for field in wanted if any(field in table.field_columns for table in tables)]
     for field in known:
@@ -80,10 +94,10 @@ def withdrawn_eids(root: Path) -> frozenset[str]:
 
 
 def _eids_of(path: Path) -> Iterator[str]:
-    with _errors_of(path), path.open(encoding="utf-8-sig") as file:
+    with errors_of(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             text = line.strip().strip('"')
-            found = _INTEGER.fullmatch(text)
+            found = INTEGER.fullmatch(text)
             if found:
                 yield found[1]
             elif text and not (number == 1 and _EID.fullmatch(text)):
@@ -92,22 +106,23 @@ def _eids_of(path: Path) -> Iterator[str]:
                 )
 
 
-def _table_files(root: Path) -> list[Path]:
+def table_files(root: Path) -> list[Path]:
+    """Tables in a folder, lists of the withdrawn left out."""
     paths = (path for path in sorted(root.iterdir()) if path.suffix.lower() in _ENDINGS and path.is_file())
     return [path for path in paths if not _WITHDRAWN.fullmatch(path.name)]
 
 
-def _table(path: Path, instance: int) -> _Table | None:
-    """The table in a file, or None where its header names no participants.
+def header_of(path: Path) -> Header | None:
+    """The header of a file, or None where it names no participants.
 
     Raises:
         ValueError: a bare list of numbers, which may be a list of the withdrawn under another name.
     """
-    with _errors_of(path), path.open(newline="", encoding="utf-8-sig") as file:
+    with errors_of(path), path.open(newline="", encoding="utf-8-sig") as file:
         line = file.readline()
         delimiter = "\t" if "\t" in line else ","
         header = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
-        if len(header) == 1 and (_INTEGER.fullmatch(header[0]) or _EID.fullmatch(header[0])):
+        if len(header) == 1 and (INTEGER.fullmatch(header[0]) or _EID.fullmatch(header[0])):
             raise ValueError(
                 f"{path.name} is a bare list of numbers; name it withdrawn.txt if these participants have withdrawn,"
                 " or move it elsewhere"
@@ -115,11 +130,18 @@ def _table(path: Path, instance: int) -> _Table | None:
     eid_columns = [place for place, cell in enumerate(header) if _EID.fullmatch(cell)]
     if not eid_columns:
         return None
-    fields = _field_columns(header, instance)
-    return _Table(path=path, delimiter=delimiter, eid_column=eid_columns[0], field_columns=fields, width=len(header))
+    return Header(path=path, delimiter=delimiter, cells=tuple(header), eid_column=eid_columns[0])
 
 
-def _field_columns(header: list[str], instance: int) -> dict[str, int]:
+def _table(path: Path, instance: int) -> _Table | None:
+    """The table in a file, or None where its header names no participants."""
+    found = header_of(path)
+    if found is None:
+        return None
+    return _Table(header=found, field_columns=_field_columns(found.cells, instance))
+
+
+def _field_columns(header: Sequence[str], instance: int) -> dict[str, int]:
     found = ((place, _COLUMN.fullmatch(cell)) for place, cell in enumerate(header))
     return {
         match["field"]: place
@@ -131,7 +153,7 @@ def _field_columns(header: list[str], instance: int) -> dict[str, int]:
 def _only(tables: list[_Table], field: str) -> _Table:
     having = [table for table in tables if field in table.field_columns]
     if len(having) > 1:
-        names = ", ".join(table.path.name for table in having)
+        names = ", ".join(table.header.path.name for table in having)
         raise ValueError(f"field {field} is in {len(having)} tables ({names}); leave one in the folder")
     return having[0]
 
@@ -144,32 +166,44 @@ def _values(table: _Table, field: str, eids: Collection[str]) -> dict[str, float
     """
     wanted, found, implausible = set(eids), dict[str, float](), 0
     for line, eid, text in _cells(table, table.field_columns[field]):
-        if eid not in wanted or text.upper() in _MISSING:
+        if eid not in wanted or text.upper() in MISSING:
             continue
-        value = _number(text, f"{table.path.name} line {line}, field {field}")
+        value = _number(text, f"{table.header.path.name} line {line}, field {field}")
         if found.setdefault(eid, value) != value:
-            raise ValueError(f"{table.path.name} line {line} gives a participant a second value of field {field}")
+            raise ValueError(
+                f"{table.header.path.name} line {line} gives a participant a second value of field {field}"
+            )
     values = {eid: value for eid, value in found.items() if LOWEST_PERCENT <= value <= HIGHEST_PERCENT}
     implausible = len(found) - len(values)
     if sum(0 < value <= 1 for value in found.values()) * 2 > len(found):
-        raise ValueError(f"{table.path.name}: field {field} holds fractions; LVEF in percent is expected")
+        raise ValueError(f"{table.header.path.name}: field {field} holds fractions; LVEF in percent is expected")
     _log.info("labels.read", field=field, values=len(values), implausible=implausible, missing=len(wanted) - len(found))
     return values
 
 
 def _cells(table: _Table, column: int) -> Iterator[tuple[int, str, str]]:
-    """Line number, eid and text of a column, line by line: these tables may have gigabytes."""
-    with _errors_of(table.path), table.path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter=table.delimiter)
+    """Line number, eid and text of a column."""
+    for line, eid, row in rows_of(table.header):
+        yield line, eid, row[column].strip()
+
+
+def rows_of(header: Header) -> Iterator[tuple[int, str, list[str]]]:
+    """Line number, eid and cells of each participant, line by line: these tables may have gigabytes.
+
+    Raises:
+        ValueError: a line of another width, or no text.
+    """
+    with errors_of(header.path), header.path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, delimiter=header.delimiter)
         next(reader)
         for row in reader:
-            if row and len(row) != table.width:
+            if row and len(row) != len(header.cells):
                 raise ValueError(
-                    f"{table.path.name} line {reader.line_num} has {len(row)} cells; the header has {table.width}"
+                    f"{header.path.name} line {reader.line_num} has {len(row)} cells; the header has {len(header.cells)}"
                 )
-            eid = _INTEGER.fullmatch(row[table.eid_column].strip()) if row else None
+            eid = INTEGER.fullmatch(row[header.eid_column].strip()) if row else None
             if eid is not None:
-                yield reader.line_num, eid[1], row[column].strip()
+                yield reader.line_num, eid[1], row
 
 
 def _number(text: str, where: str) -> float:
@@ -187,16 +221,16 @@ def _no_labels(root: Path, tables: list[_Table], wanted: tuple[str, ...], known:
     if known:
         return f"field {' and '.join(known)}: no value for any participant with images; is it the right table?"
     if tables:
-        names = ", ".join(table.path.name for table in tables)
+        names = ", ".join(table.header.path.name for table in tables)
         return f"no column of field {fields} for instance {instance} in {names}; expected e.g. {wanted[0]}-{instance}.0"
-    count = len(_table_files(root))
+    count = len(table_files(root))
     return (
         f"none of {count} .csv, .tsv, .tab or .txt files in the folder has a column eid; add a table of field {fields}"
     )
 
 
 @contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
+def errors_of(path: Path) -> Iterator[None]:
     """Say which file is not text."""
     try:
         yield

@@ -1,0 +1,30 @@
+"""A run on pairs from the command line: the store it is given, its folder, and the stages that variants share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from training.coreecho.release import ClipTraining
+from training.ecg_cmr.config import EcgCmrRun, run_sha256
+from training.ecg_cmr.stages import train_ecg_cmr
+from training.ecg_cmr.store import PairStore
+
+SHARED_FOLDER = "ecg_cmr-shared"
+
+
+def train_on_pairs(config: EcgCmrRun, out: Path, options: ClipTraining, *, threads: int) -> Path:
+    """Train a variant below ``out`` and return its folder.
+
+    Raises:
+        PairStoreError: the folder is no whole store.
+        ValueError: no store is given, or weights of another kind of network.
+    """
+    if options.data is None or options.weights is not None:
+        raise ValueError(f"{config.recipe} trains on a store of pairs: give its folder as the data, and no weights")
+    torch.set_num_threads(threads)
+    store = PairStore.open(options.data)
+    folder = out / f"{config.recipe}-{run_sha256(config, store.sha256)[:12]}"
+    train_ecg_cmr(config, store, folder, shared=out / SHARED_FOLDER, device=options.device)
+    return folder

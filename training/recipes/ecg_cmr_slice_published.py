@@ -1,0 +1,11 @@
+"""The ECG beside one mid slice at end-diastole: the published sizes, for a GPU."""
+
+from __future__ import annotations
+
+from training.ecg_cmr.config import EcgCmrRun
+from training.ecg_cmr.variants import published
+
+
+def recipe() -> EcgCmrRun:
+    """Return the run."""
+    return published("slice")

@@ -1,0 +1,11 @@
+"""The ECG beside the volumes at end-diastole and end-systole, three pairs in one loss: the size two CPU cores train."""
+
+from __future__ import annotations
+
+from training.ecg_cmr.config import EcgCmrRun
+from training.ecg_cmr.variants import small
+
+
+def recipe() -> EcgCmrRun:
+    """Return the run."""
+    return small("triplet")
