@@ -53,6 +53,9 @@ _COUNT = click.IntRange(min=1)
 @click.option("--workers", type=_COUNT, default=2, show_default=True, help="Processes that read or render videos.")
 @click.option("--threads", type=_COUNT, default=2, show_default=True, help="Threads of torch.")
 @click.option("--device", default="cpu", show_default=True, help="Of training, such as cuda.")
+@click.option(
+    "--fast", is_flag=True, help="Train in bfloat16 and compiled, on a GPU; the weights differ in their last digits."
+)
 def evaluate_coreecho_command(*, threads: int, **given: Any) -> None:
     """Rank-N-Contrast in two stages against plain L1, in-domain and on other scanners; the paper's table beside ours.
 

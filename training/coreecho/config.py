@@ -183,6 +183,11 @@ def with_weights(run: AnyEchoRun, weights: Path | None) -> AnyEchoRun:
     return run if weights is None else replace(run, weights=str(weights))
 
 
+def with_speed(run: AnyEchoRun, *, fast: bool) -> AnyEchoRun:
+    """Return the same run in bfloat16 and compiled; without ``fast`` as it is."""
+    return replace(run, speed=Speed(autocast_bfloat16=True, compile=True)) if fast else run
+
+
 def training_digest(run: AnyEchoRun, *data_sha256: str) -> str:
     """Return the SHA-256 of what decides the weights: the run without its release, the file it starts from, the videos."""
     described = {name: value for name, value in describe(run).items() if name not in {"bundle", "data", "weights"}}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.coreecho.config import AnyEchoRun, CoReEchoRun, with_weights
+from training.coreecho.config import AnyEchoRun, CoReEchoRun, with_speed, with_weights
 from training.coreecho.evaluation import PUBLISHED_DRAWS, Draws
 from training.coreecho.explained import draw_explanations
 from training.coreecho.measurements import Comparison, document
@@ -52,6 +52,7 @@ class StudyOptions:
         workers: processes that read or render videos.
         device: of training, such as ``cuda``.
         command: as it stands in the table.
+        fast: train in bfloat16 and compiled, on a GPU.
         draws: of patients, for the intervals.
     """
 
@@ -69,6 +70,7 @@ class StudyOptions:
     workers: int
     device: str
     command: str
+    fast: bool = False
     draws: Draws = PUBLISHED_DRAWS
 
 
@@ -119,7 +121,8 @@ def _network(run: AnyEchoRun, protocol: Protocol, videos: SeedVideos, out: Path)
 
 
 def _protocol(options: StudyOptions, progress: Progress) -> Protocol:
-    runs = tuple(with_weights(echo_run(name), options.weights) for name in (options.recipe, *options.baselines))
+    named = (with_weights(echo_run(name), options.weights) for name in (options.recipe, *options.baselines))
+    runs = tuple(with_speed(run, fast=options.fast) for run in named)
     if not isinstance(runs[0], CoReEchoRun) or any(isinstance(run, CoReEchoRun) for run in runs[1:]):
         msg = f"{options.recipe} against {', '.join(options.baselines)}: expected a recipe of CoReEcho against end-to-end ones"
         raise ValueError(msg)

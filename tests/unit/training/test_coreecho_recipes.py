@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from training.coreecho.config import (
     EchoRun,
     training_digest,
     with_echo_size,
+    with_speed,
     with_weights,
 )
 from training.models.uniformer import UniFormerShape
@@ -135,3 +137,14 @@ def test_options_of_clips_are_for_recipes_on_clips(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "ecg_cmr_small is no recipe on clips" in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fast_runs_in_half_the_bytes_and_compiled() -> None:
+    """Nothing else of the run changes, and the weights are not taken for those of the exact one."""
+    run = coreecho_published.recipe()
+    fast = with_speed(run, fast=True)
+    assert (run.speed.autocast_bfloat16, run.speed.compile) == (False, False)
+    assert (fast.speed.autocast_bfloat16, fast.speed.compile) == (True, True)
+    assert dataclasses.replace(fast, speed=run.speed) == run
+    assert training_digest(fast, "a") != training_digest(run, "a")
+    assert with_speed(run, fast=False) is run
