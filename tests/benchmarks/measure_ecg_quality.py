@@ -1,6 +1,6 @@
 """Sensitivity of the ECG quality gate per injected fault, and its false refusals and flags on clean and on real records.
 
-python -m tests.benchmarks.measure_ecg_quality --phantoms 200 --data shared/data/ecg --out ecg_quality.json
+python -m tests.benchmarks.measure_ecg_quality --phantoms 200 --data FOLDER --out ecg_quality.json
 """
 
 from __future__ import annotations
