@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,17 @@ def run_study(options: StudyOptions, progress: Progress) -> Study:
 def _write(folder: Path, table: str, numbers: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "coreecho.md").write_text(table, encoding="utf-8")
-    text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(without_nan(numbers), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "coreecho.json").write_text(text + "\n", encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """Return a document with null for what is no number, such as the order of embeddings that have all become one."""
+    if isinstance(value, dict):
+        return {name: without_nan(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _network(run: AnyEchoRun, protocol: Protocol, videos: SeedVideos, out: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,3 +208,10 @@ def test_explain_writes_the_pictures_of_a_trained_run(tmp_path: Path, monkeypatc
     files = [Path(line) for line in result.output.splitlines() if line.startswith(str(tmp_path))]
     assert len(files) == 4
     assert all(file.exists() for file in files)
+
+
+def test_what_is_no_number_is_written_as_null() -> None:
+    """Embeddings that have all become one have no order; the page is still written."""
+    document = {"order": math.nan, "models": [{"mae": 2.0, "interval": (1.0, math.inf)}], "name": "CoReEcho"}
+    written = json.loads(json.dumps(study.without_nan(document), allow_nan=False))
+    assert written == {"order": None, "models": [{"mae": 2.0, "interval": [1.0, None]}], "name": "CoReEcho"}
