@@ -9,17 +9,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import structlog
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 _NAME = "checkpoint.safetensors"
 _META_NAME = "checkpoint.json"
+BEST_NAME, RUN_NAME = "best.safetensors", "run.json"
+_log = structlog.get_logger()
 
 Optimizers: TypeAlias = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
 """One optimiser, or several by name."""
+
+
+class ForeignRunError(RuntimeError):
+    """The folder holds a run with another config or other data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,53 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Optimizers | N
         for prefix, each in _prefixed(optimizer).items():
             _restore_optimizer(each, _under(tensors, prefix))
     return _progress(path)
+
+
+def resumed_epochs(directory: Path, model: nn.Module, optimizer: Optimizers, run_sha256: str) -> int:
+    """Restore a run where there is something of it, and return how many of its epochs are done.
+
+    Raises:
+        ForeignRunError: the checkpoint is of another run.
+    """
+    found = load_checkpoint(directory, model, optimizer)
+    if found is None:
+        return 0
+    _require_own(directory, found.run_sha256, run_sha256)
+    _log.info("run.resumed", folder=directory.name, epochs_done=found.epochs_done)
+    return found.epochs_done
+
+
+def keep_best(directory: Path, model: nn.Module) -> None:
+    """Write the weights of the best epoch so far as one step."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f"{BEST_NAME}.partial"
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
+    partial.replace(directory / BEST_NAME)
+
+
+def claim_folder(directory: Path, about: Mapping[str, Any]) -> None:
+    """Write what a run is to ``run.json``; where it is written already, it must be this one.
+
+    Args:
+        directory: of the run.
+        about: plain JSON values; ``sha256`` tells it from other runs.
+
+    Raises:
+        ForeignRunError: it is another one.
+    """
+    file = directory / RUN_NAME
+    if file.exists():
+        _require_own(directory, json.loads(file.read_text(encoding="utf-8"))["sha256"], about["sha256"])
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _require_own(directory: Path, found_sha256: str, run_sha256: str) -> None:
+    if found_sha256 != run_sha256:
+        raise ForeignRunError(
+            f"{directory} holds a run with another config or other data; choose another folder or remove it"
+        )
 
 
 def _progress(path: Path) -> Progress:

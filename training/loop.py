@@ -17,7 +17,7 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.checkpoint import RUN_NAME, Progress, resumed_epochs, save_checkpoint
 from training.config import RunConfig, config_digest, describe
 from training.data.batches import Batch, all_clips, training_batches
 from training.data.heart_arrays import HeartArrays
@@ -30,10 +30,6 @@ _log = structlog.get_logger()
 
 class NonFiniteLossError(RuntimeError):
     """The loss is not a finite number; the weights are still those before this step."""
-
-
-class ForeignRunError(RuntimeError):
-    """The run folder holds a run with another config or other data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,29 +73,17 @@ def train(config: RunConfig, arrays: HeartArrays, split: Split, out: Path) -> nn
     model: nn.Module = config.model()
     optimizer = make_optimizer(model, config.optim)
     run = Run(config=config, model=model, optimizer=optimizer, arrays=arrays, split=split)
-    epochs_done = _resume(run, out)
-    records = read_curves(out / "curves.csv")[:epochs_done]
+    epochs_done = resumed_epochs(out, model, optimizer, run.sha256)
+    if not epochs_done:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RUN_NAME).write_text(json.dumps(describe(config), indent=2) + "\n", encoding="utf-8")
+    records = read_curves(out)[:epochs_done]
     for epoch in range(epochs_done, config.optim.epochs):
         records.append(run_epoch(run, epoch))
-        write_curves(out / "curves.csv", records)
+        write_curves(out, records)
         save_checkpoint(out, model, optimizer, Progress(epochs_done=epoch + 1, run_sha256=run.sha256))
     draw_curves(out / "curve.png", records)
     return model.eval()
-
-
-def _resume(run: Run, out: Path) -> int:
-    """Restore the last checkpoint and return the number of epochs it holds."""
-    progress = load_checkpoint(out, run.model, run.optimizer)
-    if progress is None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "run.json").write_text(json.dumps(describe(run.config), indent=2) + "\n", encoding="utf-8")
-        return 0
-    if progress.run_sha256 != run.sha256:
-        raise ForeignRunError(
-            f"{out} holds a run with another config or other data; choose another folder or remove it"
-        )
-    _log.info("run.resumed", epochs_done=progress.epochs_done)
-    return progress.epochs_done
 
 
 def run_epoch(run: Run, epoch: int) -> EpochRecord:

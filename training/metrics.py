@@ -6,7 +6,7 @@ Pure numpy and scipy. Called by ``training.evaluate`` and the training loop; kno
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,22 @@ def wilson_interval(successes: int, trials: int) -> Measured:
     half = _WILSON_Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
     low = 0.0 if successes == 0 else centre - half  # exactly, where rounding would leave 1e-17
     return Measured(value=share, low=low, high=1.0 if successes == trials else centre + half)
+
+
+def patient_draws(patients: Sequence[str], *, draws: int, seed: int) -> list[NDArray[np.int64]]:
+    """Return the rows of each draw: as many patients as there are, with replacement, each with all videos."""
+    _, group = np.unique(np.asarray(patients), return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    counts = np.bincount(group)
+    starts = np.cumsum(counts) - counts
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(draws):
+        chosen = rng.integers(0, len(counts), len(counts))
+        sizes = counts[chosen]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        found.append(order[np.repeat(starts[chosen], sizes) + within])
+    return found
 
 
 def bootstrap(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from training.curves import read_rows, write_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,20 +19,14 @@ class EpochRecord:
     validation_loss: float
 
 
-def read_curves(path: Path) -> list[EpochRecord]:
-    """Return the recorded epochs, oldest first; none when the file is missing."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_record(row) for row in csv.DictReader(file)]
+def read_curves(folder: Path) -> list[EpochRecord]:
+    """Return the recorded epochs, oldest first; none where the file is missing."""
+    return [EpochRecord(**(row | {"epoch": int(row["epoch"])})) for row in read_rows(folder)]  # type: ignore[arg-type]
 
 
-def write_curves(path: Path, records: Sequence[EpochRecord]) -> None:
-    """Write all epochs; floats in full, so that a curve can be compared exactly."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[item.name for item in fields(EpochRecord)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in records)
+def write_curves(folder: Path, records: Sequence[EpochRecord]) -> None:
+    """Write all epochs as one step."""
+    write_rows(folder, [asdict(record) for record in records])
 
 
 def draw_curves(path: Path, records: Sequence[EpochRecord]) -> None:
@@ -48,12 +43,3 @@ def draw_curves(path: Path, records: Sequence[EpochRecord]) -> None:
     axes.set(xlabel="epoch", ylabel="loss")
     axes.legend()
     figure.savefig(path, dpi=120)
-
-
-def _record(row: dict[str, str]) -> EpochRecord:
-    return EpochRecord(
-        epoch=int(row["epoch"]),
-        learning_rate=float(row["learning_rate"]),
-        train_loss=float(row["train_loss"]),
-        validation_loss=float(row["validation_loss"]),
-    )

@@ -135,12 +135,11 @@ def _number(text: str) -> float:
 
 def _leads(signals: Sequence[_SignalLine]) -> dict[str, int]:
     """Index of the signal of each lead; every one calibrated and simultaneous."""
-    leads: dict[str, int] = {}
-    for index, each in enumerate(signals):
-        lead = lead_named(each.description)
-        if lead is not None:
-            leads.setdefault(lead, index)
+    named = [(lead_named(each.description), index) for index, each in enumerate(signals)]
+    leads = {lead: index for lead, index in named if lead is not None}
     require_independent(leads)
+    if len(leads) < sum(lead is not None for lead, _ in named):
+        raise InputRefused(RefusalCode.LEADS_INCONSISTENT, "a lead is in the record twice; expected each once")
     for lead, index in leads.items():
         _require_usable(lead, signals[index])
     return leads

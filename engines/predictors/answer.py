@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.bundle.manifest import ConformalEstimate, ProbabilityTable
 from engines.errors import RefusalCode
@@ -17,6 +19,7 @@ from engines.predictions import Abstention, ClassProbability, Estimate, Interval
 from engines.predictors.latent_picture import Latents
 from engines.preprocess.registry import Prepared
 
+_Number = TypeVar("_Number", float, NDArray[np.float64])
 _WORDS = {"lvef": "LVEF", "rvef": "RVEF", "cardiac_output": "Cardiac output"}
 
 
@@ -64,10 +67,14 @@ def estimate(
     return result, tuple(_limit_notes(calibration, value, half_width))
 
 
+def merged_probability(low: _Number, high: _Number) -> _Number:
+    """Merge a Venn-Abers pair, or arrays of pairs, to high / (1 - low + high): it minimises the regret of the log loss."""
+    return high / (1.0 - low + high)
+
+
 def probability(table: ProbabilityTable, logit: float, *, undecided_logits: float = 0.0) -> ClassProbability:
     """Look up the Venn-Abers pair of a logit and merge it to one probability.
 
-    The merged probability, high / (1 - low + high), minimises the regret of the log loss and lies between the two.
     The condition is called only where the whole interval lies on one side of the threshold, and the logit farther than
     ``undecided_logits`` from where the table crosses it.
 
@@ -79,7 +86,7 @@ def probability(table: ProbabilityTable, logit: float, *, undecided_logits: floa
     high = float(np.interp(logit, table.logits, table.high))
     return ClassProbability(
         condition=table.condition,
-        probability=_merged(low, high),
+        probability=merged_probability(low, high),
         interval=Interval(low=low, high=high, coverage_percent=table.coverage_percent),
         threshold_probability=table.threshold_probability,
         decision=_decision(low, high, table.threshold_probability) if far else None,
@@ -134,10 +141,6 @@ def _limit_notes(calibration: ConformalEstimate, value: float, half_width: float
         yield f"{word}: the model gave {value:.4g}, reported at the limit of {limits}."
     if value - half_width < calibration.minimum or value + half_width > calibration.maximum:
         yield f"{word}: the interval is cut off at the limits of {limits}."
-
-
-def _merged(low: float, high: float) -> float:
-    return high / (1.0 - low + high)
 
 
 def _decision(low: float, high: float, threshold: float) -> bool | None:

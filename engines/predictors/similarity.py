@@ -79,7 +79,7 @@ class SimilarityStatistics:
         if len(set(patients)) < LEAST_PATIENTS:
             msg = f"{len(set(patients))} patients do not tell how similar pairs are; give at least {LEAST_PATIENTS}"
             raise ValueError(msg)
-        cosine_NN = _directions(ecg_NE) @ _directions(cmr_NE).T
+        cosine_NN = directions(ecg_NE) @ directions(cmr_NE).T
         apart_NN = names[:, None] != names[None, :]
         shares = np.linspace(0.0, 1.0, GRID)
         own, others = np.quantile(np.diag(cosine_NN), shares), np.quantile(cosine_NN[apart_NN], shares)
@@ -102,7 +102,7 @@ class SimilarityStatistics:
         Raises:
             ValueError: the vectors have no direction or differ in length.
         """
-        first, second = _directions(np.atleast_2d(ecg_E))[0], _directions(np.atleast_2d(cmr_E))[0]
+        first, second = directions(np.atleast_2d(ecg_E))[0], directions(np.atleast_2d(cmr_E))[0]
         if first.shape != second.shape:
             msg = f"the embeddings have lengths {first.size} and {second.size}; expected those of one shared space"
             raise ValueError(msg)
@@ -137,7 +137,12 @@ def _percent_below(cosine: float, quantiles: FloatArray) -> float:
     return float(np.interp(cosine, quantiles, np.linspace(0.0, 100.0, GRID), left=0.0, right=100.0))
 
 
-def _directions(vectors_NE: NDArray[np.floating]) -> FloatArray:
+def directions(vectors_NE: NDArray[np.floating]) -> FloatArray:
+    """Vectors of length 1, float64 [N, E].
+
+    Raises:
+        ValueError: one is zero or not finite.
+    """
     vectors = np.asarray(vectors_NE, np.float64)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths == 0).any():

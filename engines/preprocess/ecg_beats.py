@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 
-Signal = NDArray[np.float64]
+from engines.preprocess.ecg_window import Signal
+
 BEFORE_S, AFTER_S = 0.30, 0.45
 QRS_S = (-0.06, 0.09)
 P_S = (-0.24, -0.08)

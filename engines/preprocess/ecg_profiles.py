@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg, signal
 
+from engines.preprocess.ecg_window import Signal, highpassed
 from engines.preprocess.spec import EcgCleanSpec
 
-Signal = NDArray[np.float64]
 _GROUPS = (slice(0, 3), slice(3, 6), slice(6, 12))
 ALS_LAMBDA, ALS_ASYMMETRY, ALS_ITERATIONS = 1e7, 0.3, 5
 
@@ -28,9 +27,7 @@ def apply_profile(window_mv: Signal, spec: EcgCleanSpec) -> Signal:
 
 def clean_2026(window_mv: Signal, spec: EcgCleanSpec) -> Signal:
     """Zero-phase high-pass and a fixed scale: amplitude carries information."""
-    sections = signal.butter(spec.highpass_order, spec.highpass_hz, "highpass", fs=spec.sampling_rate_hz, output="sos")
-    settle = min(2 * spec.sampling_rate_hz, window_mv.shape[1] - 1)
-    return np.asarray(signal.sosfiltfilt(sections, window_mv, axis=1, padtype="odd", padlen=settle)) / spec.scale_mv
+    return highpassed(window_mv, spec) / spec.scale_mv
 
 
 def ams_2025(window_mv: Signal, spec: EcgCleanSpec) -> Signal:

@@ -2,12 +2,12 @@
 
 Refused: leads off, clipped, inconsistent or not simultaneous. Flagged, never corrected: signs of swapped cables (a mirrored
 heart looks the same), pacing, narrow filters, extreme rates. Cable swaps keep Einthoven's law; wrong scales and names break it.
-Called by ``ecg_clean``.
+Called by ``ecg_clean``; ``ecg`` takes its check of the rails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,10 +17,10 @@ from scipy import ndimage, signal
 
 from engines.errors import InputRefused, RefusalCode
 from engines.preprocess.ecg_beats import P_S, QRS_S, Beats, find_beats
-from engines.preprocess.spec import EcgCleanSpec
+from engines.preprocess.ecg_window import Signal
+from engines.preprocess.spec import EcgCleanSpec, EcgSpec
 from engines.records import LEAD_NAMES, EcgRecord
 
-Signal = NDArray[np.float64]
 CONSISTENCY_PERCENTILE = 98.0
 PACE_S = 0.004
 """Widest spike of a pacemaker."""
@@ -93,7 +93,7 @@ def gated(window_mv: Signal, record: EcgRecord, spec: EcgCleanSpec) -> tuple[Sig
     off |= np.isnan(window_mv).any(axis=1)
     _check_off(off, spec)
     window, derived = _restored(window_mv, off)
-    _check_rails(window[~off], rate_hz, spec, [lead for lead, gone in zip(LEAD_NAMES, off, strict=True) if not gone])
+    check_rails(window[~off], rate_hz, spec, [lead for lead, gone in zip(LEAD_NAMES, off, strict=True) if not gone])
     _check_consistency(window, spec)
     mask = ~off | derived
     flags = (*_lead_flags(mask, derived), *_signal_flags(window, record, mask, spec))
@@ -142,8 +142,18 @@ def _restored(window_mv: Signal, off: NDArray[np.bool_]) -> tuple[Signal, NDArra
     return window, derived
 
 
-def _check_rails(window_mv: Signal, rate_hz: float, spec: EcgCleanSpec, leads: list[str]) -> None:
-    """Amplitudes that no heart has, and stays at a lead's extreme value."""
+def check_rails(window_mv: Signal, rate_hz: float, spec: EcgSpec, leads: Sequence[str]) -> None:
+    """Refuse amplitudes that no heart has, and stays at a lead's extreme value.
+
+    Args:
+        window_mv: float64 [L, N] at the native rate.
+        rate_hz: native rate.
+        spec: the thresholds.
+        leads: names of the rows.
+
+    Raises:
+        InputRefused: SATURATED, with the worst lead and the measured value.
+    """
     departure = np.abs(window_mv - np.median(window_mv, axis=1, keepdims=True)).max(axis=1)
     worst = int(departure.argmax())
     if departure[worst] > spec.amplitude_max_mv:

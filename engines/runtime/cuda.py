@@ -18,12 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.errors import DeviceLost, DeviceUnavailable, InferenceError, OutOfMemory
+from engines.errors import DeviceLost, DeviceUnavailable, InferenceError
+from engines.runtime.cuda_errors import ABSENCES, LOOK, error_from_code
 
 _MODULES = ("cuda.bindings.runtime", "cuda.cudart")
 """Of cuda-python, the newer name first."""
-
-NEW_PROCESS = "the GPU's context is gone and every further call in this process fails: start a new process"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +163,7 @@ def open_cuda() -> Cuda:
     Raises:
         DeviceUnavailable: cuda-python is not installed.
     """
-    return PythonCuda(_library())
+    return PythonCuda(_imported())
 
 
 def require_device(cuda: Cuda, index: int) -> Device:
@@ -181,25 +180,16 @@ def require_device(cuda: Cuda, index: int) -> Device:
     raise DeviceUnavailable(msg)
 
 
-def error_from_code(name: str, text: str, call: str) -> InferenceError:
-    """Return our exception for an error code of CUDA, by the code's name."""
-    if name == "cudaErrorMemoryAllocation":
-        return OutOfMemory(f"{call} failed: {name} ({text}); the GPU or its host has no memory left for it")
-    if name in LOST:
-        return DeviceLost(f"{call} failed: {name} ({text}); {NEW_PROCESS}")
-    return InferenceError(f"{call} failed: {name} ({text})")
-
-
 class PythonCuda:
     """CUDA through a module with the functions of ``cuda.bindings.runtime``."""
 
-    def __init__(self, library: Any) -> None:
-        self._library = library
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
 
     def devices(self) -> tuple[Device, ...]:
-        code, count = self._library.cudaGetDeviceCount()
+        code, count = self._runtime.cudaGetDeviceCount()
         if int(code):
-            self._library.cudaGetLastError()
+            self._runtime.cudaGetLastError()
             return ()
         try:
             return tuple(self._device(index) for index in range(count))
@@ -209,25 +199,25 @@ class PythonCuda:
     def absence(self) -> str | None:
         if self.devices():
             return None
-        code, _count = self._library.cudaGetDeviceCount()
-        self._library.cudaGetLastError()
+        code, _count = self._runtime.cudaGetDeviceCount()
+        self._runtime.cudaGetLastError()
         driver = self._driver_version()
         name = "cudaErrorNoDevice" if not int(code) else _name(code)
         if name == "cudaErrorInsufficientDriver" and driver is not None:
             return f"its driver serves CUDA {driver} and is too old for the installed cuda-python; update the driver"
-        return _ABSENCES.get(name, f"CUDA says {name}; {_LOOK}")
+        return ABSENCES.get(name, f"CUDA says {name}; {LOOK}")
 
     def free_bytes(self, device: int) -> int:
         require_device(self, device)
-        _call(self._library, "cudaSetDevice", device)
-        free, _total = _call(self._library, "cudaMemGetInfo")
+        _call(self._runtime, "cudaSetDevice", device)
+        free, _total = _call(self._runtime, "cudaMemGetInfo")
         return int(free)
 
     def open(self, device: int) -> CudaContext:
-        return _Context(self._library, require_device(self, device))
+        return _Context(self._runtime, require_device(self, device))
 
     def _device(self, index: int) -> Device:
-        (properties,) = _call(self._library, "cudaGetDeviceProperties", index)
+        (properties,) = _call(self._runtime, "cudaGetDeviceProperties", index)
         name = properties.name
         return Device(
             index=index,
@@ -238,7 +228,7 @@ class PythonCuda:
         )
 
     def _driver_version(self) -> str | None:
-        code, version = self._library.cudaDriverGetVersion()
+        code, version = self._runtime.cudaDriverGetVersion()
         return None if int(code) or not version else f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -268,7 +258,7 @@ class _DeviceBuffer(_Held):
 class _HostBuffer(_Held):
     def __init__(self, context: _Context, shape: Sequence[int], dtype: DTypeLike) -> None:
         self.bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        (address,) = context.call("cudaHostAlloc", self.bytes, context.library.cudaHostAllocDefault)
+        (address,) = context.call("cudaHostAlloc", self.bytes, context.runtime.cudaHostAllocDefault)
         self.address = int(address)
         memory = (ctypes.c_byte * self.bytes).from_address(self.address)
         self.array: NDArray[Any] = np.frombuffer(memoryview(memory), dtype=dtype).reshape(shape)
@@ -300,14 +290,14 @@ class _Graph(_Held):
 class _Context:
     """Buffers and graphs are remembered here, so that ``close`` misses none, also after an error half way."""
 
-    def __init__(self, library: Any, device: Device) -> None:
-        self.library = library
+    def __init__(self, runtime: Any, device: Device) -> None:
+        self.runtime = runtime
         self.device = device
         self.held: dict[int, _Held] = {}
         self._open = True
         self.make_current()
         # Not blocking: no other stream of the process waits for this one.
-        (self.handle,) = self.call("cudaStreamCreateWithFlags", library.cudaStreamNonBlocking)
+        (self.handle,) = self.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
         _Held(self.held, lambda: self.call("cudaStreamDestroy", self.handle))
 
     @property
@@ -319,7 +309,7 @@ class _Context:
         if not self._open:  # CUDA itself would read what lay at the stream's address
             msg = "this CUDA context is closed; open a new one"
             raise InferenceError(msg)
-        return _call(self.library, name, *arguments)
+        return _call(self.runtime, name, *arguments)
 
     def make_current(self) -> None:
         self.call("cudaSetDevice", self.device.index)
@@ -345,7 +335,7 @@ class _Context:
         self._copy(target.array.ctypes.data, source.address, size, "cudaMemcpyDeviceToHost")
 
     def _copy(self, target: int, source: int, size: int, kind: str) -> None:
-        self.call("cudaMemcpyAsync", target, source, size, getattr(self.library.cudaMemcpyKind, kind), self.handle)
+        self.call("cudaMemcpyAsync", target, source, size, getattr(self.runtime.cudaMemcpyKind, kind), self.handle)
 
     def synchronize(self) -> None:
         self.call("cudaStreamSynchronize", self.handle)
@@ -353,7 +343,7 @@ class _Context:
     @contextmanager
     def capture(self) -> Iterator[CudaGraph]:
         # Thread-local: what other threads allocate meanwhile does not end the capture.
-        mode = self.library.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        mode = self.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", self.handle, mode)
         graph = _Graph(self)
         try:
@@ -398,7 +388,7 @@ class _Context:
             raise failures[0]
 
 
-def _library() -> Any:
+def _imported() -> Any:
     failures = []
     for name in _MODULES:
         try:
@@ -409,11 +399,11 @@ def _library() -> Any:
     raise DeviceUnavailable(msg)
 
 
-def _call(library: Any, name: str, *arguments: Any) -> tuple[Any, ...]:
-    code, *results = getattr(library, name)(*arguments)
+def _call(runtime: Any, name: str, *arguments: Any) -> tuple[Any, ...]:
+    code, *results = getattr(runtime, name)(*arguments)
     if int(code):
-        library.cudaGetLastError()  # else an error that passes would be found again by the next call that looks
-        raise error_from_code(_name(code), _text(library, code), name)
+        runtime.cudaGetLastError()  # else an error that passes would be found again by the next call that looks
+        raise error_from_code(_name(code), _text(runtime, code), name)
     return tuple(results)
 
 
@@ -421,8 +411,8 @@ def _name(code: Any) -> str:
     return str(getattr(code, "name", f"error {int(code)}"))
 
 
-def _text(library: Any, code: Any) -> str:
-    _code, text = library.cudaGetErrorString(code)
+def _text(runtime: Any, code: Any) -> str:
+    _code, text = runtime.cudaGetErrorString(code)
     return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
 
@@ -432,44 +422,3 @@ def _require_size(size: int, *limits: int) -> None:
             f"a copy of {size} bytes between buffers of {' and '.join(map(str, limits))}; expected at most the smaller"
         )
         raise ValueError(msg)
-
-
-LOST = frozenset(
-    {
-        "cudaErrorInitializationError",  # also: the process was forked after its first call
-        "cudaErrorCudartUnloading",
-        "cudaErrorDevicesUnavailable",
-        "cudaErrorPriorLaunchFailure",
-        "cudaErrorDeviceUninitialized",
-        "cudaErrorECCUncorrectable",
-        "cudaErrorNvlinkUncorrectable",
-        "cudaErrorContained",
-        "cudaErrorIllegalAddress",
-        "cudaErrorLaunchTimeout",
-        "cudaErrorContextIsDestroyed",
-        "cudaErrorAssert",
-        "cudaErrorHardwareStackError",
-        "cudaErrorIllegalInstruction",
-        "cudaErrorMisalignedAddress",
-        "cudaErrorInvalidAddressSpace",
-        "cudaErrorInvalidPc",
-        "cudaErrorLaunchFailure",
-        "cudaErrorTensorMemoryLeak",
-        "cudaErrorMpsRpcFailure",
-        "cudaErrorMpsClientTerminated",
-        "cudaErrorExternalDevice",
-        "cudaErrorUnknown",
-    }
-)
-"""Codes after which the process cannot use the device again (CUDA Runtime API, ``cudaError_t``)."""
-
-_LOOK = "look at `nvidia-smi`; in a container start it with `--gpus all`"
-_DRIVER = "install NVIDIA's driver for the GPU (on Ubuntu: sudo ubuntu-drivers install --gpgpu)"
-_ABSENCES = {
-    "cudaErrorInsufficientDriver": f"no driver is installed; {_DRIVER}",
-    "cudaErrorStubLibrary": f"only a stub of the driver is found; {_DRIVER}",
-    "cudaErrorNoDevice": f"a driver is there and no GPU is visible; {_LOOK}, and at CUDA_VISIBLE_DEVICES",
-    "cudaErrorSystemDriverMismatch": "the driver's library and its kernel module differ; restart the machine",
-    "cudaErrorCompatNotSupportedOnDevice": "the driver's compatibility package does not serve this GPU; update the driver",
-    "cudaErrorSystemNotReady": "the GPU's fabric manager does not run; start nvidia-fabricmanager",
-}

@@ -5,7 +5,7 @@ Studies arrive at random at 50, 80 and 95 % of what batch 1 can do, and all at o
 run, the other may not. A time is from the moment a study should have arrived to its answer. Every answer is compared
 with that of a run alone.
 
-    python tests/benchmarks/bench_batching.py --out batching.json
+    python -m tests.benchmarks.bench_batching --out batching.json
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ file: ours reads it through a spool window, decodes and prepares the clips of th
 ``pydicom.dcmread(path).pixel_array``. The peak is the high-water mark of resident memory (VmHWM) less what the same
 imports take alone; ours is also given with the imports. Both sides must see the same pixels before they count.
 
-    python tests/benchmarks/bench_cine_memory.py --out cine_memory.json
+    python -m tests.benchmarks.bench_cine_memory --out cine_memory.json
 """
 
 from __future__ import annotations

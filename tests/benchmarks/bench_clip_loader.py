@@ -9,7 +9,7 @@ the same decoder. How far the decoder is from the frames that were written is sh
 is lossy). Sides are interleaved in one process, on one thread, with the files in the page cache. Processor time is what to
 compare: it leaves out what else the machine does.
 
-    python tests/benchmarks/bench_clip_loader.py --out clip_loader.json
+    python -m tests.benchmarks.bench_clip_loader --out clip_loader.json
 """
 
 from __future__ import annotations
@@ -29,15 +29,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tests.doubles.echo_videos import write_avi  # noqa: E402 - the double lies beside the benchmarks
-from training.coreecho.clips import ClipShape, Sampling, Video, two_view_batch, two_views  # noqa: E402
-from training.data.clip_store import ClipStore  # noqa: E402
-from training.data.clip_store_build import build_clip_store  # noqa: E402
-from training.data.sources.avi import read_avi  # noqa: E402
-from training.data.sources.echonet import EchoNet  # noqa: E402
+from tests.doubles.echo_videos import write_avi
+from training.coreecho.clips import ClipShape, Sampling, Video, two_view_batch, two_views
+from training.data.clip_store import ClipStore
+from training.data.clip_store_build import build_clip_store
+from training.data.sources.avi import read_avi
+from training.data.sources.echonet import EchoNet
 
 SIDE_PX, RATE_HZ, BATCH = 112, 50.0, 16
 SHAPE = ClipShape(frames=36, period_frames=4)

@@ -5,7 +5,7 @@ Orthanc's default fsync. Every arm's instances are counted in Orthanc afterwards
 Writes the median rates, and their median ratio (1 = as fast as without) with its bootstrap 95 % interval. Meant to reach
 0.90 at least.
 
-    python tests/benchmarks/bench_cstore.py --out cstore.json --rounds 6 --studies 3 --images 100
+    python -m tests.benchmarks.bench_cstore --out cstore.json --rounds 6 --studies 3 --images 100
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import random
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -27,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stream_processors.local.orthanc import LocalOrthanc
 

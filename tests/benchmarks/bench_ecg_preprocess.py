@@ -4,7 +4,7 @@ The peer arm is asymmetric least squares as it is published, a sparse system sol
 timed the engine's banded solution must equal it to 1e-5 mV, and the engine's own arm must keep a 7 Hz sine within 1 %. All
 arms run in one process, one after the other in every round.
 
-    python tests/benchmarks/bench_ecg_preprocess.py --out ecg_preprocess.json
+    python -m tests.benchmarks.bench_ecg_preprocess --out ecg_preprocess.json
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from engines.preprocess.ecg_profiles import ALS_ASYMMETRY, ALS_ITERATIONS, ALS_L
 from engines.preprocess.registry import prepare
 from engines.preprocess.spec import EcgCleanSpec
 from engines.records import EcgRecord
+from tests.benchmarks.interleave import interleaved
 from training.phantoms.ecg import ecg_record, twelve
 from training.phantoms.subjects import draw_subject
 
@@ -45,7 +46,7 @@ def main() -> int:
     options = parser.parse_args()
     record = at_500_hz()
     correct = {"engine": keeps_a_sine(record), "peer": same_baseline(record)}
-    taken = interleaved(arms_of(record), options.rounds)
+    taken = interleaved(arms_of(record), options.rounds, clock=time.process_time)
     engine = taken["engine: gate and ecg_clean_2026"]
     rows = [
         {
@@ -110,18 +111,6 @@ def arms_of(record: EcgRecord) -> dict[str, Callable[[], Any]]:
     named = {name: SPEC.model_copy(update={"profile": name}) for name in ("ecg_clean_2026", "ams2025", "turgut2025")}
     engine = {f"engine: gate and {name}": lambda spec=spec: prepare(record, spec) for name, spec in named.items()}
     return {**engine, "peer: published baseline, no gate": lambda: signal_mv - published_baseline(signal_mv)}
-
-
-def interleaved(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Processor milliseconds of every arm in every round; one round before that is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in arms}
-    for count in range(rounds + 1):
-        for name, arm in arms.items():
-            started = time.process_time()
-            arm()
-            if count:
-                taken[name].append(1000 * (time.process_time() - started))
-    return taken
 
 
 if __name__ == "__main__":

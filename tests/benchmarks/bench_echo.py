@@ -9,7 +9,7 @@ a network run in one process, one after the other in every round.
 The peak is a square matrix product of the same library, precision and threads in the same run: what share of it an arm reaches
 says what limits it. Times are of this machine and of what else it does; the ratios are what to compare.
 
-    python tests/benchmarks/bench_echo.py --out echo.json
+    python -m tests.benchmarks.bench_echo --out echo.json
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from engines.bundle.reader import load_bundle, released_bundle
 from engines.records import Modality
 from engines.runtime.open import RUNTIMES
 from engines.runtime.openvino_runner import compiled
+from tests.benchmarks.interleave import interleaved
 from training.models.coreecho_net import CoReEchoNet, folded
 from training.models.echo_clip_net import EchoClipNet
 from training.models.ef_regressor import EfRegressor
@@ -235,18 +236,6 @@ def bundle_rows(threads: int, rounds: int) -> list[dict[str, Any]]:
         }
         for name, times in taken.items()
     ]
-
-
-def interleaved(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every arm in every round; one round before that is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in arms}
-    for count in range(rounds + 1):
-        for name, arm in arms.items():
-            started = time.perf_counter()
-            arm()
-            if count:
-                taken[name].append(1000 * (time.perf_counter() - started))
-    return taken
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ one process, one after the other in every round. The arms to the tensor end with
 twice, first to find the sector and colour, then for the clips; the last arm keeps all frames in memory and is spared the look
 for colour.
 
-    python tests/benchmarks/bench_echo_decode.py --out echo_decode.json
+    python -m tests.benchmarks.bench_echo_decode --out echo_decode.json
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pydicom.pixels.utils import iter_pixels
 from engines.decode.echo import decode_echo
 from engines.preprocess.registry import Prepared, prepare
 from engines.records import ArrayFrames, CineLoop
+from tests.benchmarks.interleave import interleaved
 from training.phantoms.dicom import Patient, Study, write_echo
 from training.phantoms.echo import draw_scan, rendered
 from training.phantoms.subjects import draw_subject
@@ -53,7 +54,7 @@ def main() -> int:
     options = parser.parse_args()
     name, content = clip()
     correct = same_luma(content)
-    taken = interleaved(arms_of(content), options.rounds)
+    taken = interleaved(arms_of(content), options.rounds, clock=time.process_time)
     rows = [row(arm, times, taken, correct) for arm, times in taken.items()]
     environment = {each: version(each) for each in ("pydicom", "pillow", "numpy")} | {"machine": platform.machine()}
     result = {"name": f"Echo clip to tensor, one core: {name}", "rows": rows, "environment": environment}
@@ -129,18 +130,6 @@ def row(arm: str, times_ms: list[float], taken: dict[str, list[float]], correct:
         "at least 2x": "" if not peer else "yes" if ratio >= AT_LEAST else "no",
         "correct": correct,
     }
-
-
-def interleaved(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Processor milliseconds of every arm in every round; one round before that is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in arms}
-    for count in range(rounds + 1):
-        for name, arm in arms.items():
-            started = time.process_time()
-            arm()
-            if count:
-                taken[name].append(1000 * (time.process_time() - started))
-    return taken
 
 
 if __name__ == "__main__":

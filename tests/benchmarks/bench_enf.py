@@ -10,7 +10,7 @@ All run in one process, one after the other in every round. Before anything is t
 automatic fits must agree, both networks must answer the stack as eager torch does, and both orders must start from the
 same error. Times are of this machine and of what else it does; the ratios are what to compare.
 
-    python tests/benchmarks/bench_enf.py --out enf.json
+    python -m tests.benchmarks.bench_enf --out enf.json
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +34,7 @@ import torch
 from engines.preprocess.registry import prepare
 from engines.records import CineStack
 from engines.runtime.openvino_runner import compiled
+from tests.benchmarks.interleave import interleaved
 from training.enf.config import EnfRun
 from training.enf.latents import frozen_field
 from training.enf.meta import MetaState, outer_step
@@ -282,18 +282,6 @@ def noise_hearts(run: EnfRun, count: int = 8) -> Pairs:
         keys=tuple(f"noise {number}" for number in range(count)),
         spec=run.preprocess,
     )
-
-
-def interleaved(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every arm in every round; one round before that is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in arms}
-    for count in range(rounds + 1):
-        for name, arm in arms.items():
-            started = time.perf_counter()
-            arm()
-            if count:
-                taken[name].append(1000 * (time.perf_counter() - started))
-    return taken
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import numpy as np
 
 from engines.decode.ecg_file import read_ecg_file
 from engines.errors import InputRefused, Refusal
-from engines.preprocess.ecg_clean import first_clean_window
+from engines.preprocess.ecg_quality import gated
+from engines.preprocess.ecg_window import first_clean_window
 from engines.preprocess.spec import EcgCleanSpec
 from engines.records import EcgRecord
 from tests.doubles.ecg_faults import FAULTS
@@ -32,7 +33,8 @@ NEEDS_P = "left arm and leg swapped"
 def found(record: EcgRecord) -> set[str]:
     """Codes of the flags, or the code of the refusal."""
     try:
-        return {flag.code.value for flag in first_clean_window(record, SPEC)[2].flags}
+        _, (_, quality) = first_clean_window(record, SPEC, lambda window: gated(window, record, SPEC))
+        return {flag.code.value for flag in quality.flags}
     except InputRefused as refusal:
         return {refusal.code.value}
 

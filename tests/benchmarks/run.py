@@ -44,7 +44,8 @@ def run(program: Path, out: Path) -> dict[str, Any] | None:
     """Run one benchmark, show its table, return its result."""
     console = Console(width=160)
     console.rule(program.stem)
-    done = subprocess.run([sys.executable, program, "--out", out], check=False, timeout=TIMEOUT_S)
+    command = [sys.executable, "-m", f"tests.benchmarks.{program.stem}", "--out", str(out.resolve())]
+    done = subprocess.run(command, check=False, timeout=TIMEOUT_S, cwd=HERE.parents[1])
     if done.returncode != 0 or not out.exists():
         console.print(f"{program.name} ended with {done.returncode}", style="red")
         return None

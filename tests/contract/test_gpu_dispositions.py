@@ -21,7 +21,7 @@ from engines.errors import (
     PlanRefused,
 )
 from engines.records import Modality
-from engines.runtime.cuda import LOST, error_from_code
+from engines.runtime.cuda_errors import LOST, error_from_code
 from engines.runtime.runner import mapped
 from engines.runtime.tensorrt_engine import FOREIGN
 from engines.runtime.tensorrt_runner import TensorRtRunner

@@ -142,7 +142,7 @@ MUTATIONS = [
     ("echo", "echo_clean.py", "_SEEN_MIN = 0.2", "_SEEN_MIN = 0.3"),
     ("echo", "echo_overlay.py", "side = spec.overlay_stroke_px + 1", "side = spec.overlay_stroke_px"),
     ("echo", "echo_quality.py", "_SIDES_FROM, _SIDES_TO = 0.15", "_SIDES_FROM, _SIDES_TO = 0.16"),
-    ("ecg", "ecg.py", '"highpass"', '"lowpass"'),
+    ("ecg", "ecg_window.py", '"highpass"', '"lowpass"'),
 ]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-NAME = "curves.csv"
+from training.curves import read_rows, write_rows
+
 _PICTURE = "curve.png"
 
 
@@ -25,21 +25,12 @@ class Point:
 
 def read_points(folder: Path) -> list[Point]:
     """Return the recorded epochs, oldest first; none where the file is missing."""
-    if not (folder / NAME).exists():
-        return []
-    with (folder / NAME).open(newline="", encoding="utf-8") as file:
-        return [_point(row) for row in csv.DictReader(file)]
+    return [Point(**(row | {"epoch": int(row["epoch"])})) for row in read_rows(folder)]  # type: ignore[arg-type]
 
 
 def write_points(folder: Path, points: Sequence[Point]) -> None:
-    """Write all epochs as one step; floats in full, so that curves can be compared exactly."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{NAME}.partial"
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[item.name for item in fields(Point)])
-        writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
-    partial.replace(folder / NAME)
+    """Write all epochs as one step."""
+    write_rows(folder, [asdict(point) for point in points])
 
 
 def best_epoch(points: Sequence[Point]) -> int:
@@ -65,7 +56,3 @@ def draw_points(folder: Path, points: Sequence[Point]) -> None:
     axes[-1].axvline(best_epoch(points), color="0.5", linestyle=":")
     axes[-1].set_xlabel("epoch; dotted: the chosen one")
     figure.savefig(folder / _PICTURE, dpi=120, metadata={"Software": None})
-
-
-def _point(row: dict[str, str]) -> Point:
-    return Point(epoch=int(row["epoch"]), **{name: float(value) for name, value in row.items() if name != "epoch"})

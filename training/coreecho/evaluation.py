@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import spearmanr
 
-from training.metrics import Measured, calibration_slope, mean_absolute_error, r_squared, root_mean_square_error
+from training.metrics import (
+    Measured,
+    calibration_slope,
+    mean_absolute_error,
+    patient_draws,
+    r_squared,
+    root_mean_square_error,
+)
 
 FloatArray = NDArray[np.float64]
 Clips = Literal["fixed", "all"]
@@ -99,22 +106,6 @@ def _of_bin(answers: Answers, index: int, draws: int, seed: int) -> dict[str, An
     drawn = patient_draws(patients, draws=draws, seed=seed)
     truth, given = answers.truth_percent[rows], answers.ef_percent[rows]
     return {"videos": len(rows), **over_draws(mean_absolute_error, truth, given, drawn).as_dict()}
-
-
-def patient_draws(patients: Sequence[str], *, draws: int, seed: int) -> list[NDArray[np.int64]]:
-    """Return the rows of each draw: as many patients as there are, with replacement, each with all videos."""
-    _, group = np.unique(np.asarray(patients), return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    counts = np.bincount(group)
-    starts = np.cumsum(counts) - counts
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(draws):
-        chosen = rng.integers(0, len(counts), len(counts))
-        sizes = counts[chosen]
-        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        found.append(order[np.repeat(starts[chosen], sizes) + within])
-    return found
 
 
 def over_draws(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from training.checkpoint import BEST_NAME
 from training.config import load_recipe
 from training.coreecho.answers import answers_of
 from training.coreecho.config import AnyEchoRun, CoReEchoRun, EchoRun, R2Plus1dShape, training_digest
@@ -21,7 +22,7 @@ from training.coreecho.curves import read_points
 from training.coreecho.measurements import Outcome
 from training.coreecho.networks import EchoNetwork, build_network
 from training.coreecho.outcome import made_from_of, read_outcome, write_outcome
-from training.coreecho.stages import BEST_NAME, train_echo
+from training.coreecho.stages import train_echo
 from training.coreecho.video_sets import Parts
 from training.coreecho.videos import Videos
 

@@ -6,7 +6,6 @@ of the smallest validation error are kept beside the checkpoint. What is stepped
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.checkpoint import BEST_NAME, Progress, claim_folder, keep_best, resumed_epochs, save_checkpoint
 from training.config import describe
 from training.coreecho.answers import answers_of
 from training.coreecho.config import AnyEchoRun, BaselineRun, CoReEchoRun, training_digest
@@ -28,10 +26,7 @@ from training.coreecho.networks import EchoNetwork, build_network
 from training.coreecho.pretrained import load_kinetics
 from training.coreecho.steps import ContrastStep, EndToEndStep, ProbeStep, Stage
 from training.coreecho.videos import Videos, training_clips
-from training.loop import ForeignRunError
 
-BEST_NAME = "best.safetensors"
-_log = structlog.get_logger()
 Progressed = Callable[[str], None]
 
 
@@ -70,7 +65,7 @@ def train_echo(  # noqa: PLR0913 - a run, its two parts of the data, where it li
     _require_truths(train, validation)
     digest = training_digest(run, train.sha256, validation.sha256)
     with joined(device) as own:
-        _write_run(folder, run, train, validation, digest)
+        _claim(folder, _about(run, train, validation, digest))
         network = synchronised(_untrained(run).to(own))
         seconds = 0.0
         for make in _STAGES[type(run)]:
@@ -112,7 +107,7 @@ class _Job:
 
 def _run_stage(job: _Job, digest: str, progress: Progressed) -> float:
     """Run the epochs that are missing, load the weights of the best one, and return the seconds of all."""
-    done = _resume(job, digest)
+    done = resumed_epochs(job.home, job.network, job.stage.optimizers, digest)
     points = read_points(job.home)[:done]
     for epoch in range(done, job.stage.epochs):
         points.append(run_epoch(job, epoch))
@@ -127,24 +122,11 @@ def _run_stage(job: _Job, digest: str, progress: Progressed) -> float:
     return sum(point.seconds for point in points)
 
 
-def _resume(job: _Job, digest: str) -> int:
-    found = load_checkpoint(job.home, job.network, job.stage.optimizers)
-    if found is None:
-        return 0
-    if found.run_sha256 != digest:
-        msg = f"{job.home} holds a run with another config or other data; choose another folder or remove it"
-        raise ForeignRunError(msg)
-    _log.info("stage.resumed", stage=job.stage.name, epochs_done=found.epochs_done)
-    return found.epochs_done
-
-
 def _keep(job: _Job, points: Sequence[Point], digest: str) -> None:
     """Write best weights, curve and checkpoint; killed in between, the epoch is run again and writes the same."""
     write_points(job.home, points)
     if best_epoch(points) == points[-1].epoch:
-        partial = job.home / f"{BEST_NAME}.partial"
-        save_file({name: value.contiguous() for name, value in job.network.state_dict().items()}, partial)
-        partial.replace(job.home / BEST_NAME)
+        keep_best(job.home, job.network)
     progress = Progress(epochs_done=len(points), run_sha256=digest)
     save_checkpoint(job.home, job.network, job.stage.optimizers, progress)
 
@@ -212,19 +194,11 @@ def _require_truths(*parts: Videos) -> None:
             raise ValueError(f"{part.keys[wrong[0]]} has no ejection fraction; expected a number for every video")
 
 
-def _write_run(folder: Path, run: AnyEchoRun, train: Videos, validation: Videos, digest: str) -> None:
-    """Write what the run is; where it is written already, it must be this one."""
-    file = folder / "run.json"
+def _claim(folder: Path, about: dict[str, Any]) -> None:
+    """Write what the run is, the first process alone; the others read what it wrote."""
     if not processes().first:
-        wait()  # for the first process to write it
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))["sha256"]
-        if found != digest:
-            msg = f"{folder} holds a run with another config or other data; choose another folder or remove it"
-            raise ForeignRunError(msg)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(_about(run, train, validation, digest), indent=2) + "\n", encoding="utf-8")
+        wait()
+    claim_folder(folder, about)
     if processes().first:
         wait()
 

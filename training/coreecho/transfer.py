@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.coreecho.config import AnyEchoRun
-from training.coreecho.evaluation import PUBLISHED_DRAWS, over_draws, patient_draws
+from training.coreecho.evaluation import PUBLISHED_DRAWS, over_draws
 from training.coreecho.networks import embedding_width, freeze
 from training.coreecho.videos import Videos, fixed_clips, training_clips
 from training.loop import NonFiniteLossError
-from training.metrics import mean_absolute_error, wilson_interval
+from training.metrics import mean_absolute_error, patient_draws, wilson_interval
 from training.models.coreecho_net import normalised
 from training.models.ef_regressor import EfRegressor
 

@@ -65,7 +65,7 @@ def build_clip_store(
         ValueError: the data set folder is not what its reader expects, or no video is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone_in(folder):
         entries = list(source.videos())
         require_unique([entry.key for entry in entries], source.name)
         description = _description(source, entries)
@@ -115,7 +115,8 @@ def _require_same(found: Mapping[str, Any], description: Mapping[str, Any], fold
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes, which wait until it is given back."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.coreecho.evaluation import patient_draws
-from training.metrics import Measured
+from training.metrics import Measured, patient_draws
 
 FloatArray = NDArray[np.float64]
 Drawn = dict[str, FloatArray]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.predictors.similarity import directions
 from training.ecg_cmr.drawn_metrics import Drawn, share
 
 FloatArray = NDArray[np.float64]
@@ -30,7 +31,7 @@ def retrieval(ecg_NE: FloatArray, cmr_NE: FloatArray, patients: Sequence[str], w
     """
     gallery = np.flatnonzero(weights_BN[0] > 0)
     asked = [patients[int(row)] for row in gallery]
-    similarity = cosine(ecg_NE[gallery], cmr_NE[gallery])
+    similarity = directions(ecg_NE[gallery]) @ directions(cmr_NE[gallery]).T
     weights = weights_BN[:, gallery]
     ranks = {"ecg_to_cmr": ranks_of_own(similarity, asked), "cmr_to_ecg": ranks_of_own(similarity.T, asked)}
     found = {f"{direction}_top{top}": share(rank < top, weights) for direction, rank in ranks.items() for top in TOP}
@@ -47,15 +48,3 @@ def ranks_of_own(similarity_NN: FloatArray, patients: Sequence[str]) -> NDArray[
     own_NN = names[:, None] == names[None, :]
     best_N = np.where(own_NN, similarity_NN, -np.inf).max(axis=1)
     return np.asarray((~own_NN & (similarity_NN >= best_N[:, None])).sum(axis=1), np.int64)
-
-
-def cosine(first_NE: FloatArray, second_ME: FloatArray) -> FloatArray:
-    """Return the cosine of every pair, [N, M].
-
-    Raises:
-        ValueError: a projection is zero and has no direction.
-    """
-    lengths = [np.linalg.norm(each, axis=1, keepdims=True) for each in (first_NE, second_ME)]
-    if any((length == 0).any() for length in lengths):
-        raise ValueError("a projection is the zero vector, which has no direction; look at the projection head")
-    return np.asarray((first_NE / lengths[0]) @ (second_ME / lengths[1]).T)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.predictors.answer import merged_probability
 from training.calibrate import VennAbersTable, conformal_half_width, venn_abers_table
 from training.ecg_cmr.evaluation import Answers, Cohort
 from training.metrics import Measured, wilson_interval
@@ -105,10 +106,10 @@ def _table(name: str, label: FloatArray, logit: FloatArray) -> VennAbersTable:
 
 
 def calibrated(table: VennAbersTable, logits: FloatArray) -> FloatArray:
-    """Return the probability that the serving path gives at each logit: the pair merged as high / (1 - low + high)."""
+    """Return the probability that the serving path gives at each logit."""
     low = np.interp(logits, table.scores, table.low_probabilities)
     high = np.interp(logits, table.scores, table.high_probabilities)
-    return np.asarray(high / (1.0 - low + high))
+    return np.asarray(merged_probability(low, high))
 
 
 @dataclass(frozen=True, kw_only=True)

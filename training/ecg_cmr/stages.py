@@ -7,32 +7,28 @@ stage B is ``tower_training``.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import structlog
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.checkpoint import BEST_NAME, Progress, claim_folder, keep_best, resumed_epochs, save_checkpoint
+from training.curves import Row, best_epoch, draw_rows, read_rows, write_rows
 from training.ecg_cmr.alignment import Aligned
 from training.ecg_cmr.config import EcgCmrRun, digest, mae_digest, run_sha256
-from training.ecg_cmr.curves import Row, best_epoch, draw_rows, read_rows, write_rows
 from training.ecg_cmr.frozen import Frozen
 from training.ecg_cmr.steps import ContrastStep, MaeStep, Numbers, Stage, drawn_rows
 from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.tower_training import TowerConfig, frozen_tower, train_tower
 from training.enf.descent import descend
-from training.loop import ForeignRunError
 from training.models.ecg_vit import EcgMae, EcgVit
 from training.optim import learning_rate_at, make_optimizer
 
-BEST_NAME = "best.safetensors"
-_log = structlog.get_logger()
 Progressed = Callable[[str], None]
 
 
@@ -76,7 +72,7 @@ def train_ecg_cmr(  # noqa: PLR0913 - a run, its data, where it lives, and what 
         ValueError: the training part does not fill a batch.
     """
     tell, home = progress or _silent, shared or folder
-    _write_run(folder, run, store)
+    claim_folder(folder, _about(run, store))
     encoder, seconds = pretrained_ecg(run, store, home, device=device, progress=tell)
     if run.contrast is None:
         return TrainedEcg(encoder=encoder.cpu().eval(), aligned=None, seconds=seconds)
@@ -125,7 +121,7 @@ def run_stage(job: _Job, progress: Progressed) -> float:
     """Run the epochs that are missing, load the weights of the best one, and return the seconds of all."""
     stage = job.stage
     optimizer = make_optimizer(stage.network, stage.optim)
-    done = _resume(job, optimizer)
+    done = resumed_epochs(job.home, stage.network, optimizer, job.sha256)
     rows = read_rows(job.home)[:done]
     for epoch in range(done, stage.optim.epochs):
         rows.append(run_epoch(job, optimizer, epoch))
@@ -177,44 +173,25 @@ def _score(stage: Stage) -> str:
     return f"validation_{stage.score}"
 
 
-def _resume(job: _Job, optimizer: torch.optim.Optimizer) -> int:
-    found = load_checkpoint(job.home, job.stage.network, optimizer)
-    if found is None:
-        return 0
-    if found.run_sha256 != job.sha256:
-        msg = f"{job.home} holds a run with another config or other data; choose another folder or remove it"
-        raise ForeignRunError(msg)
-    _log.info("stage.resumed", stage=job.stage.name, epochs_done=found.epochs_done)
-    return found.epochs_done
-
-
 def _keep(job: _Job, optimizer: torch.optim.Optimizer, rows: list[Row]) -> None:
     """Write best weights and checkpoint; killed in between, the epoch is run again and writes the same."""
     if best_epoch(rows, _score(job.stage)) == len(rows) - 1:
-        partial = job.home / f"{BEST_NAME}.partial"
-        save_file({name: value.contiguous() for name, value in job.stage.network.state_dict().items()}, partial)
-        partial.replace(job.home / BEST_NAME)
+        keep_best(job.home, job.stage.network)
     progress = Progress(epochs_done=len(rows), run_sha256=job.sha256)
     save_checkpoint(job.home, job.stage.network, optimizer, progress)
 
 
-def _write_run(folder: Path, run: EcgCmrRun, store: PairStore) -> None:
-    """Write what the run is; where it is written already, it must be this one."""
-    file, sha256 = folder / "run.json", run_sha256(run, store.sha256)
-    if file.exists():
-        if json.loads(file.read_text(encoding="utf-8"))["sha256"] != sha256:
-            msg = f"{folder} holds a run with another config or other data; choose another folder or remove it"
-            raise ForeignRunError(msg)
-        return
-    parts = {name: len(store.subset(name)) for name in ("training", "validation")}
-    about = {
+def _about(run: EcgCmrRun, store: PairStore) -> dict[str, Any]:
+    """Return config and digests of a run."""
+    return {
         "run": asdict(run),
-        "sha256": sha256,
+        "sha256": run_sha256(run, store.sha256),
         "mae_sha256": mae_digest(run, store.sha256),
-        "store": {"sha256": store.sha256, "pairs": parts},
+        "store": {
+            "sha256": store.sha256,
+            "pairs": {name: len(store.subset(name)) for name in ("training", "validation")},
+        },
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def _silent(_text: str) -> None:

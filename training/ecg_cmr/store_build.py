@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from engines.errors import Refusal
 from training.data.clip_store import manifest_sha256
-from training.data.clip_store_build import _alone
+from training.data.clip_store_build import alone_in
+from training.data.patient_split import part_of
 from training.data.worker_pool import worker_pool
 from training.ecg_cmr.pair_source import PairEntry, PairSource
-from training.ecg_cmr.splits import part_of
 from training.ecg_cmr.store import (
     FORMAT,
     MANIFEST,
@@ -58,7 +58,7 @@ def build_pair_store(source: PairSource, folder: Path, *, workers: int = 1, rows
         ValueError: a key is there twice, pairs have different arrays, or no pair can be used.
     """
     (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone_in(folder):
         entries = list(source.entries())
         _require_unique(entries)
         description = _described(source, entries, rows)

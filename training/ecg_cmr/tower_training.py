@@ -20,19 +20,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.checkpoint import Progress, load_checkpoint, resumed_epochs, save_checkpoint
 from training.config import OptimConfig
 from training.ecg_cmr.frozen import Frozen
 from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.tower_inputs import KIND, CmrAugment, Look, Seen, changed_alike, seen_by
 from training.enf.descent import descend
-from training.loop import ForeignRunError
 from training.models.cmr_towers import SLICES, TowerSize, build_tower
 from training.optim import learning_rate_at, make_optimizer
 from training.telemetry import EpochRecord, read_curves, write_curves
 
 _log = structlog.get_logger()
-_CURVES = "curves.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +129,11 @@ def train_tower(store: PairStore, config: TowerConfig, folder: Path) -> Supervis
         ValueError: the training part does not fill one batch, or a target cannot be scaled.
     """
     run = _Run.begun(store, config)
-    done = load_checkpoint(folder, run.model, run.optimizer) or Progress(epochs_done=0, run_sha256=run.sha256)
-    if done.run_sha256 != run.sha256:
-        raise ForeignRunError(f"{folder} holds another run; choose another folder or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    records = read_curves(folder / _CURVES)[: done.epochs_done]
-    for epoch in range(done.epochs_done, config.optim.epochs):
+    done = resumed_epochs(folder, run.model, run.optimizer, run.sha256)
+    records = read_curves(folder)[:done]
+    for epoch in range(done, config.optim.epochs):
         records.append(_epoch(run, epoch))
-        write_curves(folder / _CURVES, records)
+        write_curves(folder, records)
         progress = Progress(epochs_done=epoch + 1, run_sha256=run.sha256)
         save_checkpoint(folder, run.model, run.optimizer, progress)
     return run.model.eval()

@@ -13,9 +13,9 @@ from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
 from engines.errors import InputRefused, RefusalCode
-from engines.preprocess.ecg_clean import first_clean_window
 from engines.preprocess.ecg_profiles import PROFILES, als_baseline, apply_profile
-from engines.preprocess.ecg_quality import EcgFlag
+from engines.preprocess.ecg_quality import EcgFlag, gated
+from engines.preprocess.ecg_window import first_clean_window
 from engines.preprocess.registry import prepare
 from engines.preprocess.spec import EcgCleanSpec, PreprocessSpec
 from tests.benchmarks.measure_ecg_quality import measured, of_real_records
@@ -50,7 +50,7 @@ def test_a_lost_limb_lead_is_computed_and_said() -> None:
     signal = record.signal_mv.copy()
     signal[2] = np.nan
     lost = replace(record, signal_mv=signal)
-    _, window, quality = first_clean_window(lost, SPEC)
+    _, (window, quality) = first_clean_window(lost, SPEC, lambda each: gated(each, lost, SPEC))
     assert window[2] == pytest.approx(record.signal_mv[2, : window.shape[1]], abs=1e-5)
     assert quality.derived_mask.tolist() == [row == 2 for row in range(12)]
     assert any("Leads III were lost" in note for note in prepare(lost, SPEC).notes)

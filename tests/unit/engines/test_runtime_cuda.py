@@ -15,6 +15,7 @@ import pytest
 
 from engines.errors import DeviceLost, DeviceUnavailable, InferenceError, OutOfMemory
 from engines.runtime import cuda as module
+from engines.runtime import cuda_errors
 from engines.runtime.cuda import CudaContext, Device, PythonCuda, open_cuda, require_device
 from tests.doubles.cuda import GIB, CudaDouble, CudaError, Gpu
 
@@ -149,7 +150,7 @@ def test_library_and_double_have_what_is_called() -> None:
         assert hasattr(library, name), name
         assert hasattr(CudaDouble().cudart, name), name
     assert hasattr(library.cudaStreamCaptureMode, "cudaStreamCaptureModeThreadLocal")
-    codes = module.LOST | module._ABSENCES.keys() | {"cudaErrorMemoryAllocation"}
+    codes = cuda_errors.LOST | cuda_errors.ABSENCES.keys() | {"cudaErrorMemoryAllocation"}
     assert codes <= {code.name for code in library.cudaError_t}
     assert all(library.cudaError_t(int(code)).name == code.name for code in CudaError)
 

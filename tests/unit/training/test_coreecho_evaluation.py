@@ -21,10 +21,9 @@ from training.coreecho.evaluation import (
     order_by_ef,
     order_difference,
     over_draws,
-    patient_draws,
 )
 from training.coreecho.networks import EndToEndNet
-from training.metrics import mean_absolute_error, r_squared
+from training.metrics import mean_absolute_error, patient_draws, r_squared
 
 
 def _answers(count: int = 40, *, noise: float = 4.0, order: float = 1.0, seed: int = 0) -> Answers:

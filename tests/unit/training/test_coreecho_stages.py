@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.doubles.echo_runs import FRAMES, SIDE, Discs, discs, tiny_baseline, tiny_run, use_tiny_encoder
+from training.checkpoint import ForeignRunError
 from training.coreecho import stages, steps
 from training.coreecho.config import AnyEchoRun
 from training.coreecho.curves import Point, read_points
 from training.coreecho.networks import build_network
-from training.loop import ForeignRunError, NonFiniteLossError
+from training.loop import NonFiniteLossError
 
 TRAIN, VALIDATION = discs(10, seed=1), discs(5, seed=2)
 RUNS = {"two stages": tiny_run, "end to end": tiny_baseline}

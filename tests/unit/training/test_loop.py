@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import loop
+from training import checkpoint, loop
 from training.checkpoint import load_checkpoint
 from training.config import RunConfig
 from training.data.heart_arrays import HeartArrays
@@ -46,7 +46,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_exactly(
     monkeypatch.setattr(loop, "run_epoch", run_epoch)
     resumed = loop.train(tiny_config, tiny_arrays, _split(tiny_config), tmp_path / "resumed")
 
-    curves = [read_curves(tmp_path / name / "curves.csv") for name in ("straight", "resumed")]
+    curves = [read_curves(tmp_path / name) for name in ("straight", "resumed")]
     assert len(curves[0]) == 4
     assert curves[0] == curves[1]
     for name, value in straight.state_dict().items():
@@ -59,7 +59,7 @@ def test_training_lowers_the_loss(tiny_config: RunConfig, tiny_arrays: HeartArra
         tiny_config, optim=dataclasses.replace(tiny_config.optim, epochs=40, learning_rate=0.1)
     )
     loop.train(config, tiny_arrays, _split(config), tmp_path)
-    curves = read_curves(tmp_path / "curves.csv")
+    curves = read_curves(tmp_path)
     assert curves[-1].train_loss < 0.6 * curves[0].train_loss
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -87,10 +87,10 @@ def test_a_folder_with_another_run_is_refused(tiny_config: RunConfig, tiny_array
     """A checkpoint made with another seed, or on other data, is not continued."""
     loop.train(tiny_config, tiny_arrays, _split(tiny_config), tmp_path)
     other = dataclasses.replace(tiny_config, seed=99)
-    with pytest.raises(loop.ForeignRunError, match="another config or other data"):
+    with pytest.raises(checkpoint.ForeignRunError, match="another config or other data"):
         loop.train(other, tiny_arrays, _split(other), tmp_path)
     other_data = dataclasses.replace(tiny_arrays, sha256="1" * 64)
-    with pytest.raises(loop.ForeignRunError, match="another config or other data"):
+    with pytest.raises(checkpoint.ForeignRunError, match="another config or other data"):
         loop.train(tiny_config, other_data, _split(tiny_config), tmp_path)
 
 
@@ -99,7 +99,7 @@ def test_a_refused_heart_is_never_seen(tiny_config: RunConfig, tiny_arrays: Hear
     inputs = np.array(tiny_arrays.inputs)
     inputs[-1] = np.nan
     loop.train(tiny_config, dataclasses.replace(tiny_arrays, inputs=inputs), _split(tiny_config), tmp_path)
-    assert all(np.isfinite(record.validation_loss) for record in read_curves(tmp_path / "curves.csv"))
+    assert all(np.isfinite(record.validation_loss) for record in read_curves(tmp_path))
 
 
 def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, tiny_config: RunConfig) -> None:

@@ -5,7 +5,6 @@ Tests named after a defect check that the one of this number in the published co
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,10 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.errors import InputRefused, RefusalCode
+from training.data.patient_split import PUBLISHED_SHARES
 from training.ecg_cmr import store_build
 from training.ecg_cmr.pair_source import PairEntry, PhantomPairs, pair_key
 from training.ecg_cmr.preparation import cmr_volume_small, ecg_of_pairs, phantom_pairs
-from training.ecg_cmr.splits import CALIBRATED_SHARES, PUBLISHED_SHARES, part_of
 from training.ecg_cmr.store import MANIFEST, PairStore, PairStoreError, array_sha256, shard_file
 from training.ecg_cmr.store_build import build_pair_store
 
@@ -217,24 +216,6 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     """A data set of which every pair is refused says so with the first reason."""
     with pytest.raises(ValueError, match="all 4 pairs were refused, the first because No heart"):
         built(tmp_path, count=4, refuse=(0, 1, 2, 3))
-
-
-def test_the_split_is_a_hash_of_the_patient() -> None:
-    """70, 15 and 15 % of patients; nothing else moves anybody; another salt is another split; known values stay."""
-    parts = [part_of(f"patient-{number}", "salt") for number in range(4000)]
-    for part, share in PUBLISHED_SHARES.items():
-        assert parts.count(part) / 40 == pytest.approx(share, abs=2)
-    assert parts != [part_of(f"patient-{number}", "other") for number in range(4000)]
-    places = [int(hashlib.sha256(f"purkinje|{number}".encode()).hexdigest(), 16) % 100 for number in range(50)]
-    expected = ["training" if place < 70 else "validation" if place < 85 else "test" for place in places]
-    assert [part_of(str(number), "purkinje") for number in range(50)] == expected
-    calibrated = [part_of(f"patient-{number}", "salt", CALIBRATED_SHARES) for number in range(4000)]
-    assert calibrated.count("calibration") / 40 == pytest.approx(15, abs=2)
-    assert [part == "test" for part in calibrated] == [part == "test" for part in parts]
-    with pytest.raises(ValueError, match="names no patient"):
-        part_of("", "salt")
-    with pytest.raises(ValueError, match="together 100"):
-        part_of("patient", "salt", {"training": 70, "test": 20})
 
 
 def test_visits_of_a_patient_stay_together(tmp_path: Path) -> None:

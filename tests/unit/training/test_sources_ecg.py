@@ -364,7 +364,7 @@ def test_real_records_with_other_spellings_are_read(sample_data: Path) -> None:
         limb = record.signal_mv[1] - record.signal_mv[0] - record.signal_mv[2]
         assert np.nanmax(np.abs(limb)) < 0.01
     with pytest.raises(InputRefused, match="missing leads"):
-        read_wfdb(wfdb_folder / "mimic_041s_multiseg" / "041s")
+        read_wfdb(wfdb_folder / "mimic_041s_multiseg" / "041s01")
 
 
 def echo_row(number: int, split: str, **cells: object) -> dict[str, object]:
@@ -492,7 +492,13 @@ def test_a_refused_ecg_moves_nobody(ptb: Path) -> None:
     for case in cases:
         np.testing.assert_allclose(case.record.signal_mv, signal(int(case.entry.key)), atol=1e-6)
     assert logs == [
-        {"event": "ecgs.read", "log_level": "info", "data_set": "PTB-XL at 500 Hz", "read": 3, "undecodable": 1}
+        {
+            "event": "ecgs.read",
+            "log_level": "info",
+            "data_set": "PTB-XL at 500 Hz",
+            "read": 3,
+            "pixel_data_inconsistent": 1,
+        }
     ]
     assert [case.entry.key for case in usable_cases(found, ["4", "1"])] == ["4", "1"]
     with pytest.raises(ValueError, match="every ECG was refused"):

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.checkpoint import load_checkpoint
+from training.checkpoint import ForeignRunError, load_checkpoint
 from training.config import OptimConfig
+from training.data.patient_split import PUBLISHED_SHARES, part_of
 from training.ecg_cmr import tower_training
 from training.ecg_cmr.frozen import Frozen
 from training.ecg_cmr.pair_source import PairEntry, pair_key
-from training.ecg_cmr.splits import PUBLISHED_SHARES, part_of
 from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.store_build import build_pair_store
 from training.ecg_cmr.tower_inputs import CmrAugment, Look, Seen, changed_alike, seen_by
@@ -37,7 +37,6 @@ from training.ecg_cmr.tower_training import (
     train_tower,
     validation_loss,
 )
-from training.loop import ForeignRunError
 from training.models.cmr_towers import build_tower
 
 SLICES, PHASES, SIDE = 4, 3, 32

@@ -1,9 +1,12 @@
-"""The curve of a stage: every number of every epoch, as a table and as a picture."""
+"""The curve of a run or of a stage: every number of every epoch as CSV, written as one step, and as a picture.
+
+Called by ``telemetry``, and by the stages of methods that have other numbers.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,7 +25,7 @@ def read_rows(folder: Path) -> list[Row]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+def write_rows(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write all epochs as one step; floats in full, so that curves can be compared exactly."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{NAME}.partial"

@@ -1,0 +1,27 @@
+"""Arms of a benchmark one after the other in every round, so that whatever else the machine does holds them up alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def interleaved(
+    arms: Mapping[str, Callable[[], Any]], rounds: int, *, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Return the milliseconds of every arm in every round; one round before that is not counted.
+
+    Args:
+        arms: by name; all are known to be right before they are timed.
+        rounds: that count.
+        clock: seconds; ``time.process_time`` counts the processor alone.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in arms}
+    for count in range(rounds + 1):
+        for name, arm in arms.items():
+            started = clock()
+            arm()
+            if count:
+                taken[name].append(1000 * (clock() - started))
+    return taken
