@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 ROOT = Path(__file__).resolve().parents[1]
 _MARKERS = {
@@ -21,10 +23,10 @@ _SLOW = {
     "contract/test_log.py",
     "contract/test_phantoms_decode.py",
     "contract/test_report_validators.py",
-    "unit/engines/test_decode_cmr.py",
     "unit/engines/test_batcher.py",
     "unit/engines/test_build_compile.py",
     "unit/engines/test_build_precision.py",
+    "unit/engines/test_decode_cmr.py",
     "unit/engines/test_enf_graph.py",
     "unit/engines/test_plan_cache.py",
     "unit/engines/test_plan_gate.py",
@@ -35,18 +37,28 @@ _SLOW = {
     "unit/engines/test_sandbox.py",
     "unit/stream_processors/test_dimse.py",
     "unit/stream_processors/test_reports_identity.py",
+    "unit/training/test_coreecho_net.py",
+    "unit/training/test_coreecho_stages.py",
+    "unit/training/test_coreecho_study.py",
+    "unit/training/test_ecg_cmr_losses.py",
+    "unit/training/test_ecg_cmr_stages.py",
+    "unit/training/test_ecg_vit.py",
     "unit/training/test_enf_equivariance.py",
+    "unit/training/test_enf_export.py",
     "unit/training/test_enf_fit.py",
     "unit/training/test_enf_hearts.py",
     "unit/training/test_enf_moving_graph_refused.py",
     "unit/training/test_enf_study.py",
     "unit/training/test_export.py",
+    "unit/training/test_labelled_loops.py",
     "unit/training/test_loop.py",
     "unit/training/test_pair_store.py",
     "unit/training/test_phantoms_cmr.py",
     "unit/training/test_phantoms_cmr_view.py",
     "unit/training/test_short_axis_unet.py",
     "unit/training/test_sources_cmr_dicom.py",
+    "unit/training/test_tower_training.py",
+    "unit/training/test_view_gate.py",
 }
 """Files whose tests start processes, wait or train: together half of the time; ``make test-fast`` leaves them out."""
 
@@ -59,6 +71,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(_MARKERS[path.parts[0]])
         if path.as_posix() in _SLOW:
             item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    """A test that runs a command in this process configures its log; the next one starts without."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from engines.errors import InferenceError, SelfTestFailed
 from engines.records import Modality
@@ -46,7 +45,6 @@ def lines() -> Iterator[io.StringIO]:
     yield stream
     root.handlers[:], root.level = before
     logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
 
 
 def _step(lane: Lane) -> None:

@@ -28,7 +28,6 @@ def lines() -> Iterator[io.StringIO]:
     root.handlers[:], root.level = before[0], before[1]
     warnings.filters[:] = before[2]
     logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
 
