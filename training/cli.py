@@ -114,11 +114,12 @@ def _config(recipe: str, *, hearts: int | None, epochs: int | None) -> AnyRun:
 )
 def train(run: RunOptions, data: Path | None, weights: Path | None, device: str) -> None:
     """Train RECIPE; where it was interrupted, continue."""
-    from training.release import ClipTraining, train_run
+    from training.config import TrainingInputs
+    from training.release import train_run
 
-    options = ClipTraining(data=data, weights=weights, device=device)
+    options = TrainingInputs(data=data, weights=weights, device=device)
     try:
-        click.echo(train_run(run.config, run.out, workers=run.workers, threads=run.threads, clips=options))
+        click.echo(train_run(run.config, run.out, workers=run.workers, threads=run.threads, given=options))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

@@ -13,6 +13,7 @@ import json
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pydantic
@@ -97,6 +98,24 @@ class BundleConfig:
     training_data: str
     coverage_percent: float | None
     golden_hearts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInputs:
+    """What a run may be trained with besides its recipe.
+
+    Args:
+        data: folder of a data set or of a store, or None for the recipe's digital hearts.
+        weights: file of published weights to start from, or None.
+        device: such as ``cuda``.
+    """
+
+    data: Path | None = None
+    weights: Path | None = None
+    device: str = "cpu"
+
+
+FROM_PHANTOMS = TrainingInputs()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from training.config import RunConfig, ViewDataConfig
+from training.config import FROM_PHANTOMS, RunConfig, TrainingInputs, ViewDataConfig
 from training.coreecho.config import AnyEchoRun, EchoRun
-from training.coreecho.release import ON_PHANTOMS, ClipTraining, evaluate_echo, release_echo, train_echo_run
+from training.coreecho.release import evaluate_echo, release_echo, train_echo_run
 from training.data.heart_arrays import HeartArrays, heart_arrays
 from training.data.sources.labelled_loops import labelled_loops, with_labelled_loops
 from training.data.splits import Split, split_hearts
@@ -30,20 +30,20 @@ _NO_BUNDLE = "{} trains an encoder on pairs and makes no bundle of itself; evalu
 AnyRun = RunConfig | EnfRun | AnyEchoRun | EcgCmrRun
 
 
-__all__ = ["ClipTraining", "evaluate_run", "release_run", "run_folder", "train_run"]
+__all__ = ["evaluate_run", "release_run", "run_folder", "train_run"]
 
 
-def train_run(config: AnyRun, out: Path, *, workers: int, threads: int, clips: ClipTraining = ON_PHANTOMS) -> Path:
+def train_run(config: AnyRun, out: Path, *, workers: int, threads: int, given: TrainingInputs = FROM_PHANTOMS) -> Path:
     """Train a run below ``out`` and return its folder.
 
     Raises:
         ValueError: a data set, weights or a device for a run that is not on clips.
     """
     if isinstance(config, EchoRun):
-        return train_echo_run(config, out, clips, workers=workers, threads=threads)
+        return train_echo_run(config, out, given, workers=workers, threads=threads)
     if isinstance(config, EcgCmrRun):
-        return train_on_pairs(config, out, clips, threads=threads)
-    if clips != ON_PHANTOMS:
+        return train_on_pairs(config, out, given, threads=threads)
+    if given != FROM_PHANTOMS:
         raise ValueError(f"{config.recipe} is no recipe on clips; leave out the data set, the weights and the device")
     if isinstance(config, EnfRun):
         return train_enf(config, out, workers=workers, threads=threads)

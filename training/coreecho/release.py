@@ -5,12 +5,13 @@ The network is trained on videos and released on what the serving path prepares:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 import torch
 
+from training.config import TrainingInputs
 from training.coreecho.config import AnyEchoRun, CoReEchoRun, training_digest, with_weights
 from training.coreecho.networks import EchoNetwork
 from training.coreecho.stages import train_echo
@@ -27,25 +28,7 @@ _ARRAYS, _STORES = "arrays", "stores"
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipTraining:
-    """What a run may be trained with besides its recipe.
-
-    Args:
-        data: folder of EchoNet-Dynamic, or None for the recipe's digital hearts.
-        weights: file of published weights to start from, or None.
-        device: such as ``cuda``.
-    """
-
-    data: Path | None
-    weights: Path | None
-    device: str
-
-
-ON_PHANTOMS = ClipTraining(data=None, weights=None, device="cpu")
-
-
-def train_echo_run(run: AnyEchoRun, out: Path, options: ClipTraining, *, workers: int, threads: int) -> Path:
+def train_echo_run(run: AnyEchoRun, out: Path, options: TrainingInputs, *, workers: int, threads: int) -> Path:
     """Train a run below ``out``, or finish it; returns its folder."""
     own = with_weights(run, options.weights)
     if options.data is None:
