@@ -21,6 +21,7 @@ from engines.preprocess.registry import prepare
 from engines.preprocess.spec import EcgSpec
 from engines.records import Modality
 from training.data.heart_arrays import bare_code, source_digest
+from training.data.patient_split import PUBLISHED_SHARES
 from training.data.sources.paired_subjects import (
     CoarseScan,
     demographics_of,
@@ -29,7 +30,6 @@ from training.data.sources.paired_subjects import (
     targets_of,
 )
 from training.data.targets import DISEASES
-from training.ecg_cmr.splits import PUBLISHED_SHARES
 from training.phantoms.paired import Cohort
 
 Arrays = Mapping[str, NDArray[Any]]

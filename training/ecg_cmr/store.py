@@ -37,7 +37,7 @@ class StoredPair:
         key: patient and days of both studies; never for a log.
         patient: pairs of one patient share it.
         ecg_on, cmr_on: days of the studies.
-        split: ``training``, ``validation``, ``test``, by ``splits.part_of``.
+        split: ``training``, ``validation``, ``test``, by ``patient_split.part_of``.
         targets, demographics: by name; what was not measured is left out.
         diseases: flags by name; what is unknown is left out.
         diagnosed_on: first days of diseases.

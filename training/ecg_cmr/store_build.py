@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from engines.errors import Refusal
 from training.data.clip_store import manifest_sha256
 from training.data.clip_store_build import _alone
+from training.data.patient_split import part_of
 from training.data.worker_pool import worker_pool
 from training.ecg_cmr.pair_source import PairEntry, PairSource
-from training.ecg_cmr.splits import part_of
 from training.ecg_cmr.store import (
     FORMAT,
     MANIFEST,

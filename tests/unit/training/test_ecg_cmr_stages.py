@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from training.config import OptimConfig, load_recipe
+from training.data.patient_split import PUBLISHED_SHARES
 from training.ecg_cmr import stages, steps
 from training.ecg_cmr.alignment import Aligned, embed_ecg
 from training.ecg_cmr.augment import EcgAugment
 from training.ecg_cmr.config import ContrastStage, EcgCmrRun, MaeStage, with_seed
 from training.ecg_cmr.curves import read_rows
 from training.ecg_cmr.pair_source import PairEntry, pair_key
-from training.ecg_cmr.splits import PUBLISHED_SHARES
 from training.ecg_cmr.stages import BEST_NAME, pretrained_ecg, tower_of, train_ecg_cmr
 from training.ecg_cmr.steps import drawn_rows
 from training.ecg_cmr.store import PairStore

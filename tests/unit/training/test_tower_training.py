@@ -20,10 +20,10 @@ from torch import nn
 
 from training.checkpoint import load_checkpoint
 from training.config import OptimConfig
+from training.data.patient_split import PUBLISHED_SHARES, part_of
 from training.ecg_cmr import tower_training
 from training.ecg_cmr.frozen import Frozen
 from training.ecg_cmr.pair_source import PairEntry, pair_key
-from training.ecg_cmr.splits import PUBLISHED_SHARES, part_of
 from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.store_build import build_pair_store
 from training.ecg_cmr.tower_inputs import CmrAugment, Look, Seen, changed_alike, seen_by
