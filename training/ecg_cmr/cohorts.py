@@ -92,21 +92,31 @@ def cohort_of_store(store: PairStore, columns: Columns) -> Cohort:
     )
 
 
-def usable(parts: Sequence[PairStore], asked: Columns) -> tuple[Columns, tuple[str, ...]]:
-    """Return those targets and conditions that can be learnt and measured, and the names of the others.
+def usable(parts: Sequence[PairStore], asked: Columns) -> Columns:
+    """Return those targets and conditions that can be learnt and measured.
 
     A target needs two different values in every part, a condition both classes in the first part, from which is learnt,
     and a known label in the others.
     """
     targets = [_different(parts, "targets", name) for name in asked.targets]
     labels = [_different(parts, "diseases", name) for name in asked.conditions]
-    kept = Columns(
+    return Columns(
         targets=_named(asked.targets, [min(different) >= 2 for different in targets]),
         conditions=_named(asked.conditions, [one[0] == 2 and min(one) >= 1 for one in labels]),
         demographics=asked.demographics,
     )
-    left = [name for name in (*asked.targets, *asked.conditions) if name not in {*kept.targets, *kept.conditions}]
-    return kept, tuple(left)
+
+
+def in_all(columns: Sequence[Columns]) -> Columns:
+    """Return what all have, in the order of the first."""
+    first = columns[0]
+    return Columns(
+        targets=_named(first.targets, [all(name in each.targets for each in columns) for name in first.targets]),
+        conditions=_named(
+            first.conditions, [all(name in each.conditions for each in columns) for name in first.conditions]
+        ),
+        demographics=first.demographics,
+    )
 
 
 def _different(parts: Sequence[PairStore], group: str, name: str) -> list[int]:

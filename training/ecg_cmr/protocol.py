@@ -98,12 +98,10 @@ class Pairs:
     Args:
         stores: by part.
         columns: without what cannot be learnt or measured on these parts.
-        left_out: names of the latter.
     """
 
     stores: Mapping[str, PairStore]
     columns: Columns
-    left_out: tuple[str, ...]
 
     @classmethod
     def of(cls, store: PairStore, asked: Columns) -> Pairs:
@@ -117,8 +115,7 @@ class Pairs:
         for name in PARTS:
             part = store.subset(name)
             stores[name] = part.only(complete(cohort_of_store(part, none)).tolist())
-        columns, left_out = usable(list(stores.values()), asked)
-        return cls(stores=stores, columns=columns, left_out=left_out)
+        return cls(stores=stores, columns=usable(list(stores.values()), asked))
 
     @property
     def sizes(self) -> tuple[int, int, int]:

@@ -23,7 +23,7 @@ from training.data.sources.ukbb_ecg import INCIDENT, UkbbOptions
 from training.data.sources.ukbb_fields import THIRTEEN_TARGETS
 from training.data.targets import DISEASES
 from training.data.worker_pool import worker_pool
-from training.ecg_cmr.cohorts import Columns
+from training.ecg_cmr.cohorts import Columns, in_all
 from training.ecg_cmr.config import EcgCmrRun, with_ecg_cmr_epochs, with_seed
 from training.ecg_cmr.evaluation import DRAWS
 from training.ecg_cmr.measurements import Comparison, document
@@ -210,26 +210,27 @@ def _seeds(options: StudyOptions) -> range:
 
 
 def _jobs(options: StudyOptions, of: _Set, progress: Progress) -> list[Job]:
-    """Make the pairs of every seed, and return what is to be trained on them."""
-    stores: dict[str, PairStore] = {}
-    jobs = []
+    """Make the pairs of every seed, and return what is to be trained on them.
+
+    What is asked for is the same for every seed: what one cannot answer is left out of all.
+    """
+    stores: dict[int, PairStore] = {}
     for seed, source in of.sources.items():
         name = of.name if options.data is not None else f"{of.name}-seed-{seed}"
-        if name not in stores:
-            progress(f"{name}: pairs of {len(source.entries())} patients")
-            stores[name] = build_pair_store(source, options.out / "stores" / name, workers=options.workers)
-        jobs.append(_job(options, of, seed, stores[name]))
-    return jobs
+        progress(f"{name}: pairs of {len(source.entries())} patients")
+        stores[seed] = build_pair_store(source, options.out / "stores" / name, workers=options.workers)
+    columns = in_all([Pairs.of(store, of.columns).columns for store in stores.values()])
+    return [_job(options, of, seed, store, columns) for seed, store in stores.items()]
 
 
-def _job(options: StudyOptions, of: _Set, seed: int, store: PairStore) -> Job:
+def _job(options: StudyOptions, of: _Set, seed: int, store: PairStore, columns: Columns) -> Job:
     return Job(
         name=f"{of.name} seed {seed}",
         seed=seed,
         runs={variant: _run(variant, options, seed) for variant in VARIANTS},
         store=store.folder,
         store_sha256=store.sha256,
-        columns=of.columns,
+        columns=columns,
         probing=of.probing,
         folder=options.out / of.name / f"seed-{seed}",
         device=options.device,
@@ -253,24 +254,27 @@ def _all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[list[Out
 
 
 def _comparison(options: StudyOptions, of: _Set, jobs: Sequence[Job]) -> Comparison:
-    stores = {job.seed: PairStore.open(job.store, check_arrays=False) for job in jobs}
-    pairs = {seed: Pairs.of(store, of.columns) for seed, store in stores.items()}
+    stores = [PairStore.open(job.store, check_arrays=False) for job in jobs]
     return Comparison(
         data_set=of.words,
         caution=_PHANTOMS if options.data is None else _PATIENTS,
-        sizes=pairs[jobs[0].seed].sizes,
+        sizes=Pairs.of(stores[0], of.columns).sizes,
         command=options.command,
-        settings=(*_settings(jobs[0]), *_left_out(stores, pairs)),
+        settings=(*_settings(jobs[0]), *_left_out(stores, of.columns, jobs[0].columns)),
     )
 
 
-def _left_out(stores: Mapping[int, PairStore], pairs: Mapping[int, Pairs]) -> list[str]:
-    """What the numbers do not cover, seed by seed."""
-    refused = ", ".join(f"{len(store.refused)} of {len(store.refused) + len(store)}" for store in stores.values())
-    names = sorted({name for each in pairs.values() for name in each.left_out})
+def _left_out(stores: Sequence[PairStore], asked: Columns, kept: Columns) -> list[str]:
+    """What the numbers do not cover."""
+    refused = ", ".join(f"{len(store.refused)} of {len(store.refused) + len(store)}" for store in stores)
+    names = {*asked.targets, *asked.conditions} - {*kept.targets, *kept.conditions}
     return [
         f"Pairs refused by the preparation, by seed: {refused}",
-        *([f"Asked for and left out, as some part does not know enough of it: {', '.join(names)}"] if names else []),
+        *(
+            [f"Asked for and left out, as some part does not know enough of it: {', '.join(sorted(names))}"]
+            if names
+            else []
+        ),
     ]
 
 

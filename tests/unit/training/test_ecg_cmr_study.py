@@ -17,8 +17,9 @@ from tests.doubles.ecg_cmr_runs import ToldHearts, tiny
 from training.cli import main
 from training.config import load_recipe
 from training.data.patient_split import part_of
+from training.data.sources.paired_subjects import DEMOGRAPHICS as BODY
 from training.ecg_cmr import protocol, study
-from training.ecg_cmr.cohorts import Columns, usable
+from training.ecg_cmr.cohorts import Columns, in_all, usable
 from training.ecg_cmr.config import EcgCmrRun
 from training.ecg_cmr.embeddings import embeddings, projections
 from training.ecg_cmr.neural_probes import FitOptions
@@ -33,6 +34,7 @@ from training.loop import ForeignRunError
 FIT = FitOptions(learning_rates=(1e-2,), epochs=1, patience=1)
 SIZES = (48, 40)
 ASKED = ("lvedv", "lvef")
+ILL = ("coronary_artery_disease", "heart_failure")
 
 
 def _hearts(*, seed: int, patients: int, cohort: str) -> ToldHearts:
@@ -47,8 +49,8 @@ def _recipe(variant: str, _size: str) -> EcgCmrRun:
 def _use_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = Columns(
         targets=(*ASKED, "wall_thickness"),
-        conditions=study.PHANTOM_COLUMNS.conditions,
-        demographics=study.PHANTOM_COLUMNS.demographics,
+        conditions=ILL,
+        demographics=BODY,
     )
     monkeypatch.setattr(study, "phantom_pairs", _hearts)
     monkeypatch.setattr(study, "recipe_of", _recipe)
@@ -243,24 +245,21 @@ def test_patients_without_demographics_are_in_no_model(options: study.StudyOptio
     salts = {salt: part_of("heart-2", salt) for salt in (f"standard-{seed}" for seed in range(40))}
     salt = next(salt for salt, part in salts.items() if part == "test")
     store = build_pair_store(ToldHearts(patients=40, salt=salt), options.out / "stores" / "lacking")
-    pairs = Pairs.of(store, study.PHANTOM_COLUMNS if "lvsv" not in study.PHANTOM_COLUMNS.targets else _columns())
+    pairs = Pairs.of(store, Columns(targets=ASKED, conditions=(), demographics=BODY))
     missing = [key for key in store.subset("test").keys if key not in pairs.stores["test"].keys]
     assert [key.split("/")[0] for key in missing] == ["heart-2"]
-
-
-def _columns() -> Columns:
-    return Columns(targets=ASKED, conditions=(), demographics=study.PHANTOM_COLUMNS.demographics)
 
 
 def test_a_column_has_to_be_known_in_every_part(tmp_path: Path) -> None:
     """A disease of one class in training is left out, one of one class in the test part stays."""
     store = build_pair_store(ToldHearts(patients=40), tmp_path)
     parts = [store.only([0, 1, 2, 3, 4, 5, 6, 7]), store.only([8, 9]), store.only([10])]
-    asked = Columns(targets=("lvedv",), conditions=study.PHANTOM_COLUMNS.conditions, demographics=("age_years",))
-    kept, left = usable(parts, asked)
+    asked = Columns(targets=("lvedv",), conditions=ILL, demographics=("age_years",))
+    kept = usable(parts, asked)
     assert kept.targets == ()  # one heart has one volume
-    assert "heart_failure" in kept.conditions
-    assert set(left) == {"lvedv", "coronary_artery_disease"}
+    assert kept.conditions == ("heart_failure",)
+    wide = replace(asked, targets=("lvedv",))
+    assert in_all([wide, kept]) == kept
 
 
 def test_embeddings_and_projections_do_not_depend_on_the_chunk(
