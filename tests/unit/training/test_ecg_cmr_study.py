@@ -225,6 +225,41 @@ def test_answers_of_another_probe_are_not_taken_for_these(
     assert file.stat().st_mtime_ns > first
 
 
+def test_of_patients_nothing_is_required(
+    options: study.StudyOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One store serves every seed, the page says whose data it is and what decides a label, and no line must hold."""
+    opened: list[tuple[Path, int]] = []
+
+    def ukbb(root: Path, *, options: Any, **_named: object) -> ToldHearts:
+        opened.append((root, options.instance))
+        return ToldHearts(patients=48, salt="standard-3")
+
+    monkeypatch.setattr(study, "ukbb_pairs", ukbb)
+    monkeypatch.setattr(study, "UKBB_COLUMNS", study.PHANTOM_COLUMNS)
+    bare = study.PROBING["small"]
+    monkeypatch.setattr(study, "PROBING", {"small": replace(bare, kinds=("linear",))})
+    patients = replace(options, data=Path("ukbb"), instance=3, out=tmp_path / "out", docs=tmp_path / "docs")
+    found = study.run_study(patients, _silent)
+    assert opened == [(Path("ukbb"), 3)]
+    assert found.holds
+    assert [path.name for path in (patients.out / "stores").iterdir()] == ["ukbb"]
+    assert "a data set of patients" in found.table
+    assert "incident one after it" in found.table
+    assert "## What must hold" not in found.table
+    assert _numbers(patients)["requirements"] == []
+
+
+def test_two_workers_say_what_one_says(options: study.StudyOptions, finished: Any) -> None:
+    """Every job in a process of its own gives the outcomes in the same order."""
+    small = study._sets(replace(options, seeds=2))
+    jobs = [job for each in small for job in study._jobs(options, each, _silent)]
+    outcomes = study._all([replace(job, runs={}) for job in jobs], 2, _silent)
+    assert [[each.model for each in one] for one in outcomes] == [[DEMOGRAPHICS] * 2] * 2 + [[DEMOGRAPHICS]] * 2
+    assert [one[0].seed for one in outcomes] == [3, 4, 3, 4]
+    assert finished[0] is options
+
+
 def test_each_seed_has_pairs_and_weights_of_its_own(options: study.StudyOptions) -> None:
     """Two seeds differ in hearts and in the seed of every stage; two sets of a seed train the same recipes."""
     standard, easy = study._sets(options)
