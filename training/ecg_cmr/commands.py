@@ -32,7 +32,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--sizes",
     callback=numbers(int, 2),
-    default="1500,600",
+    default="1400,550",
     show_default=True,
     help="Phantoms of the standard and the easy set, for each seed; 70 % train, 15 % choose, 15 % are asked.",
 )
@@ -47,7 +47,7 @@ _COUNT = click.IntRange(min=1)
 def evaluate_ecg_cmr_command(**given: Any) -> None:
     """ECG only, one slice, one slice over time, volume and triplet, by three probes beside demographics alone.
 
-    At the default sizes two cores take an hour and a half. Ends with 1 where something does not hold that must; the page
+    At the default sizes two cores take an hour and three quarters. Ends with 1 where something does not hold that must; the page
     says what.
     """
     from training.ecg_cmr.study import StudyOptions, run_study

@@ -1,10 +1,10 @@
 """``purkinje-train evaluate ecg_cmr``: the whole comparison as one command, its table and its numbers.
 
-What it costs, in seconds on one core for each patient of the standard set and a seed: pairs 0.36; autoencoder, 20 epochs of
-the 70 % that train at 5.6 ms, with validation 0.08; towers, 20 epochs at 0.7 + 10 + 7 + 7 ms, 0.36; contrast, four variants of
-30 epochs at 8 ms, 0.70; fine-tuning, five encoders of at most 12 epochs at 8 ms, 0.34. Together 1.84; the easy set is not
-fine-tuned, 1.50. With the default of 1,500 and 600 patients and three seeds that is 3 x (1,500 x 1.84 + 600 x 1.50) s = 11,000 s
-or 92 minutes on two cores, each with seeds of its own; probes and drawings take some ten minutes more.
+What it costs, in seconds on one core for each patient of the standard set and a seed, validation included: pairs 0.36;
+autoencoder, 20 epochs of the 70 % that train at 6.5 ms, 0.09; towers, 20 epochs at 1 + 11 + 8 + 8 ms, 0.39; contrast, four
+variants of 30 epochs at 9.7 ms, 0.81; fine-tuning, five encoders of at most 12 epochs at 7.5 ms, 0.32. Together 1.97; the easy
+set is not fine-tuned, 1.65. The default of 1,400 and 550 patients and three seeds takes 3 x (1,400 x 1.97 + 550 x 1.65) s =
+11,000 s or 92 minutes on two cores, each at work on seeds of its own; probes and drawings take some ten minutes more.
 """
 
 from __future__ import annotations

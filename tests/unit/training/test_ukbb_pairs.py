@@ -36,7 +36,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three participants: one with both studies, one without images, one who has withdrawn."""
     folder = tmp_path_factory.mktemp("ukbb")
     for seed, eid in enumerate((BOTH, ECG_ALONE, WITHDRAWN)):
-        (folder / f"{eid}_20205_2_0.xml").write_bytes(cardiosoft({lead: values // 2 for lead, values in steps(seed=seed).items()}))
+        (folder / f"{eid}_20205_2_0.xml").write_bytes(
+            cardiosoft({lead: values // 2 for lead, values in steps(seed=seed).items()})
+        )
     images = _images(tmp_path_factory.mktemp("dicom"))
     for eid in (BOTH, WITHDRAWN):
         (folder / f"{eid}_20209_2_0.zip").write_bytes(images)
