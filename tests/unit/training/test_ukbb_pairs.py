@@ -93,6 +93,14 @@ def test_a_store_holds_what_serving_would_see(pairs: UkbbPairs, root: Path, tmp_
         np.testing.assert_array_equal(store.read(name)[0], array)
 
 
+def test_end_diastole_comes_first(pairs: UkbbPairs) -> None:
+    """The mid slice of the first volume is the first frame of the cine, and that of the second volume is not."""
+    arrays = pairs.read(0)
+    mid = (arrays["volumes"].shape[1] - 1) // 2
+    np.testing.assert_array_equal(arrays["volumes"][0, mid], arrays["cine"][0])
+    assert not np.array_equal(arrays["volumes"][1, mid], arrays["cine"][0])
+
+
 def test_a_visit_without_pairs_is_refused(root: Path) -> None:
     """The repeat visit is not in the folder; the message says what is."""
     with pytest.raises(ValueError, match="2_0"):
