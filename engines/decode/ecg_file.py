@@ -93,7 +93,16 @@ def read_ecg_file(path: Path) -> EcgFile:
         NotApplicable: a DICOM object that is no ECG.
         InputRefused: not a known format, or an ECG that cannot be analysed.
     """
-    content = EcgContent(path=path, data=_bytes_of(path))
+    return read_ecg_content(EcgContent(path=path, data=_bytes_of(path)))
+
+
+def read_ecg_content(content: EcgContent) -> EcgFile:
+    """Read what was read from a file already.
+
+    Raises:
+        NotApplicable: a DICOM object that is no ECG.
+        InputRefused: not a known format, or an ECG that cannot be analysed.
+    """
     name = format_of(content)
     if name is None:
         raise malformed(f"not recognised as {', '.join(FORMAT_NAMES)}")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from engines.preprocess.cmr_volume import CmrVolumeSpec, prepare_volumes
 from engines.preprocess.registry import prepare
 from engines.preprocess.spec import EcgSpec
-from engines.records import Modality
+from engines.records import CineStack, EcgRecord, Modality
 from training.data.heart_arrays import bare_code, source_digest
 from training.data.patient_split import PUBLISHED_SHARES
 from training.data.sources.paired_subjects import (
@@ -104,12 +104,28 @@ def pair_key(patient: str, ecg_on: date, cmr_on: date) -> str:
     return f"{patient}/ecg-{ecg_on.isoformat()}/cmr-{cmr_on.isoformat()}"
 
 
+def prepared_pair(ecg: EcgRecord, cmr: CineStack, *, ecg_spec: EcgSpec, cmr_spec: CmrVolumeSpec) -> Arrays:
+    """Return the arrays of two records.
+
+    Returns:
+        ``ecg`` as its specification says, ``volumes`` float16 [2, D, S, S] (end-diastole, end-systole), ``slice_mask``
+        bool [D] and ``cine`` float16 [T, S, S] of the mid slice, the first frame at end-diastole.
+
+    Raises:
+        Refusal: one of the two cannot be used.
+    """
+    volumes = prepare_volumes(cmr, cmr_spec).arrays
+    return {
+        "ecg": prepare(ecg, ecg_spec).arrays["ecg"][0],
+        "volumes": volumes["volumes"][0].astype(np.float16),
+        "slice_mask": volumes["slice_mask"][0].astype(bool),
+        "cine": volumes["cine"][0, 0].astype(np.float16),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class PhantomPairs:
-    """Digital hearts seen by both, as a ``PairSource``.
-
-    Arrays: ``ecg`` as its specification says, ``volumes`` float16 [2, D, S, S] (end-diastole, end-systole), ``slice_mask``
-    bool [D] and ``cine`` float16 [T, S, S] of the mid slice, the first frame at end-diastole.
+    """Digital hearts seen by both, as a ``PairSource``; arrays as ``prepared_pair`` says.
 
     Args:
         seed: names the set.
@@ -152,14 +168,7 @@ class PhantomPairs:
 
     def read(self, number: int) -> Arrays:
         pair = draw_pair(self.seed, self.first + number, self.cohort, self.scan)
-        ecg = prepare(pair.ecg, self.ecg).arrays["ecg"][0]
-        cmr = prepare_volumes(pair.cmr, self.cmr).arrays
-        return {
-            "ecg": ecg,
-            "volumes": cmr["volumes"][0].astype(np.float16),
-            "slice_mask": cmr["slice_mask"][0].astype(bool),
-            "cine": cmr["cine"][0, 0].astype(np.float16),
-        }
+        return prepared_pair(pair.ecg, pair.cmr, ecg_spec=self.ecg, cmr_spec=self.cmr)
 
     def _entry(self, index: int) -> PairEntry:
         patient = draw_patient(self.seed, index, self.cohort)

@@ -190,7 +190,9 @@ class PairStore:
             there = ", ".join(sorted(known)) or "none"
             raise ValueError(f"no pair has {', '.join(unknown)} among its {group}; there are {there}")
         rows: list[Mapping[str, float]] = [getattr(pair, group) for pair in self.pairs]
-        return np.array([[row.get(name, np.nan) for name in names] for row in rows], np.float64).reshape(-1, len(names))
+        return np.array([[row.get(name, np.nan) for name in names] for row in rows], np.float64).reshape(
+            len(rows), len(names)
+        )
 
     @cached_property
     def _lies(self) -> NDArray[np.int64]:

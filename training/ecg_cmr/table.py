@@ -81,6 +81,15 @@ def markdown(measured: Document) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def section(title: str, measured: Document) -> str:
+    """Return data, figure and retrieval of a document as a section of another page."""
+    comparison = measured["comparison"]
+    sizes = " / ".join(str(size) for size in comparison["sizes"])
+    about = f"{comparison['data_set']}. Patients for training / validation / test: {sizes}."
+    retrieval = _retrieval(measured).replace("## Retrieval", "### Retrieval")
+    return "\n\n".join(part for part in (f"## {title}", about, _figure(measured), retrieval) if part) + "\n"
+
+
 def _require_baseline(measured: Document) -> None:
     if DEMOGRAPHICS not in {model["model"] for model in measured["models"]}:
         raise ValueError("no baseline of demographics only in the document; no table is made without it")

@@ -6,102 +6,31 @@ Tests named after a defect check that the one of this number in the published co
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from tests.doubles.ecg_cmr_runs import OPTIM, SHAPE, Hearts, tiny
 from training.checkpoint import BEST_NAME, ForeignRunError
-from training.config import OptimConfig, load_recipe
+from training.config import load_recipe
 from training.curves import read_rows
-from training.data.patient_split import PUBLISHED_SHARES
 from training.ecg_cmr import stages, steps
 from training.ecg_cmr.alignment import Aligned, embed_ecg
 from training.ecg_cmr.augment import EcgAugment
-from training.ecg_cmr.config import ContrastStage, EcgCmrRun, MaeStage, with_seed
-from training.ecg_cmr.pair_source import PairEntry, pair_key
+from training.ecg_cmr.config import EcgCmrRun, MaeStage, with_seed
 from training.ecg_cmr.stages import pretrained_ecg, tower_of, train_ecg_cmr
 from training.ecg_cmr.steps import drawn_rows
 from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.store_build import build_pair_store
-from training.ecg_cmr.tower_inputs import CmrAugment, Look
-from training.ecg_cmr.tower_training import TowerConfig
+from training.ecg_cmr.tower_inputs import CmrAugment
 from training.ecg_cmr.variants import LOOKS, Variant
 from training.loop import NonFiniteLossError
-from training.models.ecg_vit import EcgVitShape
-
-SLICES, SIDE, SAMPLES = 3, 16, 100
-VISITS_TWICE = 10
-SHAPE = EcgVitShape(
-    width=16,
-    depth=1,
-    heads=2,
-    decoder_width=8,
-    decoder_depth=1,
-    decoder_heads=2,
-    patch_leads=12,
-    patch_samples=10,
-    samples=SAMPLES,
-)
-OPTIM = OptimConfig(
-    epochs=2,
-    batch_size=8,
-    learning_rate=1e-2,
-    weight_decay=0.01,
-    warmup_fraction=0.1,
-    gradient_clip=1.0,
-    autocast_bfloat16=False,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hearts:
-    """Discs as large as a number, and an ECG of that height; the first patients come twice."""
-
-    patients: int = 50
-    salt: str = "hearts"
-    shares: Mapping[str, int] = field(default_factory=lambda: PUBLISHED_SHARES)
-    spec: Mapping[str, Any] = field(default_factory=dict)
-    name = "hearts"
-
-    def entries(self) -> Sequence[PairEntry]:
-        return [self._entry(number) for number in range(self.patients + VISITS_TWICE)]
-
-    def _entry(self, number: int) -> PairEntry:
-        patient, day = f"heart-{number % self.patients}", date(2020, 1, 1) + timedelta(days=number // self.patients)
-        large, small = self._sizes(number)
-        return PairEntry(
-            key=pair_key(patient, day, day),
-            patient=patient,
-            ecg_on=day,
-            cmr_on=day,
-            targets={"lvedv": 20 * large, "lvesv": 10 * small},
-            diseases={},
-        )
-
-    def _sizes(self, number: int) -> tuple[float, float]:
-        large, small = np.random.default_rng(number).uniform(2, 7, 2)
-        return float(large), float(small)
-
-    def read(self, number: int) -> Mapping[str, NDArray[Any]]:
-        rows, columns = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
-        large, small = self._sizes(number)
-        discs = [(np.hypot(rows, columns) < size).astype(np.float16) for size in (large, small)]
-        rng = np.random.default_rng(1000 + number)
-        waves = np.sin(np.arange(SAMPLES) / np.array([[large], [small]] * 6)) * np.array([[large], [small]] * 6)
-        return {
-            "ecg": (waves + 0.1 * rng.normal(size=(12, SAMPLES))).astype(np.float32),
-            "volumes": np.repeat(np.stack(discs)[:, None], SLICES, axis=1),
-            "slice_mask": np.arange(SLICES) < SLICES - 1,
-            "cine": np.stack([discs[0], discs[1]]),
-        }
 
 
 @pytest.fixture(scope="module")
@@ -115,33 +44,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PairStore:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stages that the tests have in common."""
     return tmp_path_factory.mktemp("shared")
-
-
-def tiny(variant: Variant = "triplet", **contrast: Any) -> EcgCmrRun:
-    """A run of a second."""
-    looks = LOOKS[variant]
-    form = {"form": "triplet" if len(looks) == 2 else "pairwise", "hidden": 8, "width": 6}
-    stage = ContrastStage(**({"optim": replace(OPTIM, epochs=3)} | form | contrast))
-    return EcgCmrRun(
-        recipe="tiny",
-        seed=3,
-        encoder=SHAPE,
-        augment=EcgAugment(shift_s=0.02),
-        mae=MaeStage(optim=OPTIM),
-        towers=tuple(_tower(look) for look in looks),
-        contrast=stage if looks else None,
-    )
-
-
-def _tower(look: Look) -> TowerConfig:
-    return TowerConfig(
-        look=look,
-        size="small",
-        targets=("lvedv", "lvesv"),
-        seed=1,
-        optim=replace(OPTIM, epochs=1, batch_size=16),
-        slices=SLICES,
-    )
 
 
 class _Killed(Exception):
