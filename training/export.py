@@ -190,6 +190,7 @@ def _parts(release: Release, network: nn.Module, arrays: HeartArrays, split: Spl
         golden=_golden_section(spec, outputs),
         metrics={},
         gate=None if release.gate is None else release.gate.manifest,
+        wide_intervals=None,
     )
     golden = golden_cases(release.data, graph, spec, count=release.bundle.golden_hearts)
     gate = None if release.gate is None else release.gate.files

@@ -33,8 +33,28 @@ LEAST_OFFSET = 0.1
 """EF points; clips that agree exactly do not make an interval without width."""
 UNDECIDED_PERCENT = 2.0
 """Share of the calibration hearts, those nearest to the threshold, that a cardiac MR engine calls neither present nor absent."""
-_UNITS = {"lvef": "%", "rvef": "%", "cardiac_output": "l/min"}
-_RANGES = {"lvef": (0.0, 100.0), "rvef": (0.0, 100.0), "cardiac_output": (0.0, 30.0)}
+UNITS = {
+    "lvef": "%",
+    "rvef": "%",
+    "cardiac_output": "l/min",
+    "lvedv": "ml",
+    "lvesv": "ml",
+    "rvedv": "ml",
+    "rvesv": "ml",
+    "lv_mass": "g",
+}
+"""UCUM code of every quantity that a bundle may estimate."""
+RANGES = {
+    "lvef": (0.0, 100.0),
+    "rvef": (0.0, 100.0),
+    "cardiac_output": (0.0, 30.0),
+    "lvedv": (0.0, 1000.0),
+    "lvesv": (0.0, 1000.0),
+    "rvedv": (0.0, 1000.0),
+    "rvesv": (0.0, 1000.0),
+    "lv_mass": (0.0, 1000.0),
+}
+"""What a quantity can be at all, in its unit."""
 _THRESHOLD_PROBABILITY = 0.5
 _VENN_ABERS_COVERAGE: Literal[100] = 100
 
@@ -122,10 +142,10 @@ def _conformal(
     if coverage_percent is None:
         msg = f"the interval of {quantity} has no coverage; state coverage_percent in the recipe"
         raise ValueError(msg)
-    minimum, maximum = _RANGES[quantity]
+    minimum, maximum = RANGES[quantity]
     return ConformalEstimate(
         quantity=quantity,
-        unit=_UNITS[quantity],
+        unit=UNITS[quantity],
         coverage_percent=coverage_percent,
         conformal_quantile=round(conformal_half_width(np.abs(predicted - truth), coverage_percent), 4),
         sd_offset=None,
