@@ -5,7 +5,7 @@ Called by ``training.export``. The predictor of the engines reads these numbers;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from engines.bundle.manifest import (
     EchoPostprocess,
     ProbabilityTable,
     ReconstructionGate,
+    WideIntervals,
 )
 from engines.predictors.distance import EmbeddingStatistics
 from engines.records import Modality
@@ -118,16 +119,36 @@ def _reconstruction_gate(calibration: HeartOutputs) -> ReconstructionGate | None
     return ReconstructionGate(output="psnr_db", minimum_db=round(minimum_db, 3), percentile=GATE_PERCENTILE)
 
 
-def ecg_postprocess(calibration: HeartOutputs, coverage_percent: float | None) -> EcgPostprocess:
-    """Return the intervals of the three estimates and the tables of the six conditions."""
+def ecg_postprocess(
+    calibration: HeartOutputs,
+    coverage_percent: float | None,
+    *,
+    estimates: Sequence[str] = ESTIMATES,
+    diseases: Sequence[str] = DISEASES,
+) -> EcgPostprocess:
+    """Return the intervals of the estimates and the tables of the conditions, in the order of the network's columns."""
     values = calibration.heart_means("estimates")
     logits = calibration.heart_means("disease_logits")
-    estimates = [
+    intervals = [
         _conformal(name, values[:, index], calibration.targets[name], coverage_percent)
-        for index, name in enumerate(ESTIMATES)
+        for index, name in enumerate(estimates)
     ]
-    conditions = [_table(name, logits[:, index], calibration) for index, name in enumerate(DISEASES)]
-    return EcgPostprocess(modality=Modality.ECG, estimates=tuple(estimates), conditions=tuple(conditions))
+    conditions = [_table(name, logits[:, index], calibration) for index, name in enumerate(diseases)]
+    return EcgPostprocess(modality=Modality.ECG, estimates=tuple(intervals), conditions=tuple(conditions))
+
+
+def wide_intervals(
+    calibration: HeartOutputs, coverage_percent: float, estimates: Sequence[str] = ESTIMATES
+) -> WideIntervals:
+    """Return the second intervals of the estimates of an ECG network, from the same hearts as the first."""
+    values = calibration.heart_means("estimates")
+    found = [
+        _conformal(name, values[:, index], calibration.targets[name], coverage_percent)
+        for index, name in enumerate(estimates)
+    ]
+    return WideIntervals(
+        coverage_percent=coverage_percent, conformal_quantiles=tuple(each.conformal_quantile for each in found)
+    )
 
 
 def distance_limit(statistics: EmbeddingStatistics, held_out: HeartOutputs) -> float:
