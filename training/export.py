@@ -38,7 +38,7 @@ from training.data.splits import Split
 from training.data.targets import DISEASES, ESTIMATES
 from training.evaluate import evaluate_bundle
 from training.golden import golden_cases
-from training.onnx_graph import PARITY_TOLERANCE, check_parity, export_graph
+from training.onnx_graph import PARITY_TOLERANCE, check_direction, check_parity, export_graph
 from training.outputs import HeartOutputs, heart_outputs
 from training.postprocess import (
     LIMIT_PERCENTILE,
@@ -186,6 +186,8 @@ def _parts(release: Release, network: nn.Module, arrays: HeartArrays, split: Spl
     hearts = arrays.usable(split.test)[:_PARITY_HEARTS]
     examples = np.stack([arrays.inputs[heart, 0] for heart in hearts])
     parity = check_parity(graph, network, spec.name, examples, tolerance=release.parity_tolerance)
+    if release.data.modality is Modality.ECG:
+        check_direction(graph, network, spec.name, examples)
     _log.info("graph.checked", bytes=len(graph), largest_difference=parity)
     embedding = EmbeddingStatistics.fit(training.all_rows("embedding"))
     draft = ManifestDraft(
