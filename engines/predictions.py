@@ -36,9 +36,10 @@ class Estimate:
     Args:
         quantity: key of ``stream_processors.reports.codes`` (``lvef``, ``rvef``, ``cardiac_output``).
         value: in ``unit``.
-        unit: UCUM code (``%``, ``l/min``).
+        unit: UCUM code (``%``, ``l/min``, ``ml``, ``g``).
         interval: where the true value is expected.
         between_clip_sd: standard deviation between the clips that were averaged, same unit, or None.
+        wide_interval: a second interval of a higher coverage, which holds the first, or None.
     """
 
     quantity: str
@@ -46,10 +47,17 @@ class Estimate:
     unit: str
     interval: Interval
     between_clip_sd: float | None = None
+    wide_interval: Interval | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             msg = f"{self.quantity} is {self.value}; a measurement is finite"
+            raise ValueError(msg)
+        wide, first = self.wide_interval, self.interval
+        if wide is not None and not (
+            wide.low <= first.low <= first.high <= wide.high and first.coverage_percent < wide.coverage_percent
+        ):
+            msg = f"the wide interval of {self.quantity} is {wide}; expected one that holds {first} and covers more"
             raise ValueError(msg)
 
 

@@ -21,7 +21,7 @@ from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, RESULT_TOPIC, EventErr
 from orthanc_plugin.wire.log import LogRecord
 
 STUDY_OUTCOME_TYPE = "org.purkinje.study.outcome.v1"
-OUTCOME_SCHEMA_MINOR = 1
+OUTCOME_SCHEMA_MINOR = 2
 OUTCOME_DATA_SCHEMA = f"https://purkinje.example/schemas/study-outcome/1.{OUTCOME_SCHEMA_MINOR}.json"
 PREFIX = "purkinje_"
 """Start of the header names that a dead letter adds to those of the original message."""
@@ -78,7 +78,7 @@ class StudyOutcome:
         reason_code: machine-readable reason of everything but ``reported``.
         reason: the same as one sentence.
         engine: which engine looked, or None when it was not asked.
-        estimates: numbers with unit and interval.
+        estimates: numbers with unit and interval; ``wide_interval`` is a second one, or null.
         probabilities: calibrated probabilities with interval.
         out_of_distribution_score: 0 typical, 1 the limit; None when the engine did not run or the report was found.
         report: where the report stands, or None where there is none.

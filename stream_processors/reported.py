@@ -145,6 +145,7 @@ def _estimate(number: ReportedNumber) -> Estimate:
         unit=number.unit,
         interval=_interval(number, scale=1.0),
         between_clip_sd=number.between_clip_sd,
+        wide_interval=_wide_interval(number),
     )
 
 
@@ -162,6 +163,13 @@ def _probability(number: ReportedNumber, parameters: Mapping[str, str]) -> Class
 def _interval(number: ReportedNumber, *, scale: float) -> Interval:
     low, high = _scaled(number.interval_low, scale), _scaled(number.interval_high, scale)
     return Interval(low=low, high=high, coverage_percent=number.coverage_percent)
+
+
+def _wide_interval(number: ReportedNumber) -> Interval | None:
+    if number.wide_interval is None or number.wide_coverage_percent is None:
+        return None
+    low, high = number.wide_interval
+    return Interval(low=low, high=high, coverage_percent=number.wide_coverage_percent)
 
 
 def _scaled(value: float, scale: float) -> float:

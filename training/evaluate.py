@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle.manifest import TensorSpec
-from engines.predictions import Prediction
+from engines.predictions import Interval, Prediction
 from engines.predictors.base import load_predictor
 from engines.preprocess.registry import Prepared
 from engines.records import SourceInstance
 from training.data.heart_arrays import HeartArrays
 from training.data.splits import Indices
-from training.data.targets import COLUMNS
 from training.metrics import (
     Measured,
     auroc,
@@ -34,7 +33,7 @@ from training.metrics import (
 FloatArray = NDArray[np.float64]
 Truths = Sequence[Mapping[str, float]]
 
-_UNIT_NAMES = {"%": "percent", "l/min": "l_min"}
+_UNIT_NAMES = {"%": "percent", "l/min": "l_min", "ml": "ml", "g": "g"}
 _NOWHERE = SourceInstance(
     sop_class_uid="1.2.840.10008.5.1.4.1.1.66", sop_instance_uid="2.25.1", series_instance_uid="2.25.2"
 )
@@ -55,7 +54,7 @@ def evaluate_bundle(bundle: Path, arrays: HeartArrays, hearts: Indices, input_sp
         predictions = [predictor.predict([_prepared(arrays, heart, input_spec.name)]) for heart in usable]
     finally:
         predictor.close()
-    truths = [dict(zip(COLUMNS, map(float, arrays.targets[heart]), strict=True)) for heart in usable]
+    truths = [dict(zip(arrays.columns, map(float, arrays.targets[heart]), strict=True)) for heart in usable]
     return metrics_of(predictions, truths, refused_by_preprocessing=len(hearts) - len(usable))
 
 
@@ -82,16 +81,25 @@ def _estimate_metrics(index: int, quantity: str, unit: str, answered: Answered) 
     estimates = [prediction.estimates[index] for prediction, _ in answered]
     truth = _array(truths[quantity] for _, truths in answered)
     value = _array(estimate.value for estimate in estimates)
-    low = _array(estimate.interval.low for estimate in estimates)
-    high = _array(estimate.interval.high for estimate in estimates)
-    coverage = f"{quantity}_inside_{estimates[0].interval.coverage_percent:g}_percent_interval_share"
+    wide = [estimate.wide_interval for estimate in estimates if estimate.wide_interval is not None]
     return {
         **_flat(f"{quantity}_mean_absolute_error_{unit}", bootstrap(mean_absolute_error, truth, value)),
         **_flat(f"{quantity}_root_mean_square_error_{unit}", bootstrap(root_mean_square_error, truth, value)),
         **_flat(f"{quantity}_r_squared", bootstrap(r_squared, truth, value)),
         f"{quantity}_slope": calibration_slope(truth, value),
+        **_interval_metrics(quantity, unit, truth, [estimate.interval for estimate in estimates], name="interval"),
+        **(_interval_metrics(quantity, unit, truth, wide, name="wide_interval") if wide else {}),
+    }
+
+
+def _interval_metrics(
+    quantity: str, unit: str, truth: FloatArray, intervals: Sequence[Interval], *, name: str
+) -> dict[str, float]:
+    low, high = _array(each.low for each in intervals), _array(each.high for each in intervals)
+    coverage = f"{quantity}_inside_{intervals[0].coverage_percent:g}_percent_interval_share"
+    return {
         **_flat(coverage, wilson_interval(int(np.sum((low <= truth) & (truth <= high))), len(truth))),
-        f"{quantity}_median_interval_width_{unit}": float(np.median(high - low)),
+        f"{quantity}_median_{name}_width_{unit}": float(np.median(high - low)),
     }
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import structlog
@@ -26,6 +27,7 @@ from engines.bundle.manifest import (
     OutOfDistribution,
     Postprocess,
     TensorSpec,
+    WideIntervals,
 )
 from engines.bundle.writer import GateFiles, write_bundle
 from engines.predictors.distance import EmbeddingStatistics
@@ -33,11 +35,19 @@ from engines.records import Modality
 from training.config import BundleConfig, DataConfig
 from training.data.heart_arrays import HeartArrays
 from training.data.splits import Split
+from training.data.targets import DISEASES, ESTIMATES
 from training.evaluate import evaluate_bundle
 from training.golden import golden_cases
-from training.onnx_graph import check_parity, export_graph
+from training.onnx_graph import PARITY_TOLERANCE, check_direction, check_parity, export_graph
 from training.outputs import HeartOutputs, heart_outputs
-from training.postprocess import LIMIT_PERCENTILE, cmr_postprocess, distance_limit, ecg_postprocess, echo_postprocess
+from training.postprocess import (
+    LIMIT_PERCENTILE,
+    cmr_postprocess,
+    distance_limit,
+    ecg_postprocess,
+    echo_postprocess,
+    wide_intervals,
+)
 from training.signature import input_spec, output_specs
 from training.view_gate import GatePart
 
@@ -56,6 +66,9 @@ class Release:
         metrics: measured by the caller, besides those that every bundle gets.
         gate: the view check that an echo bundle carries, or None.
         interval_by_spread: whether the interval of an echo engine grows with the spread between clips.
+        estimates, diseases: what the columns of an ECG network are, in their order.
+        wide_coverage_percent: of a second interval around each estimate of an ECG network; None for one interval.
+        parity_tolerance: how far graph and network may differ, in the units of the outputs.
     """
 
     data: DataConfig
@@ -65,6 +78,10 @@ class Release:
     metrics: Mapping[str, float] = field(default_factory=dict)
     gate: GatePart | None = None
     interval_by_spread: bool = False
+    estimates: tuple[str, ...] = ESTIMATES
+    diseases: tuple[str, ...] = DISEASES
+    wide_coverage_percent: float | None = None
+    parity_tolerance: float = PARITY_TOLERANCE
 
 
 _POSTPROCESS: dict[Modality, Callable[[HeartOutputs, Release], Postprocess]] = {
@@ -72,7 +89,9 @@ _POSTPROCESS: dict[Modality, Callable[[HeartOutputs, Release], Postprocess]] = {
         calibration, release.bundle.coverage_percent, by_spread=release.interval_by_spread
     ),
     Modality.CMR: lambda calibration, release: cmr_postprocess(calibration, release.condition),
-    Modality.ECG: lambda calibration, release: ecg_postprocess(calibration, release.bundle.coverage_percent),
+    Modality.ECG: lambda calibration, release: ecg_postprocess(
+        calibration, release.bundle.coverage_percent, estimates=release.estimates, diseases=release.diseases
+    ),
 }
 
 _PREPARED_TOLERANCE = {"clip": 1.0, "image": 1e-4, "ecg": 1e-4}
@@ -161,14 +180,18 @@ def _parts(release: Release, network: nn.Module, arrays: HeartArrays, split: Spl
     batch = release.batch_size
     training = heart_outputs(network, arrays, split.train, batch_size=batch)
     calibration = heart_outputs(network, arrays, split.calibration, batch_size=batch)
-    outputs = output_specs(release.data.modality, training.shapes())
+    answers = {"estimates": len(release.estimates), "disease_logits": len(release.diseases)}
+    outputs = output_specs(release.data.modality, training.shapes(), answers)
     graph = export_graph(network, spec, [output.name for output in outputs])
     hearts = arrays.usable(split.test)[:_PARITY_HEARTS]
-    parity = check_parity(graph, network, spec.name, np.stack([arrays.inputs[heart, 0] for heart in hearts]))
+    examples = np.stack([arrays.inputs[heart, 0] for heart in hearts])
+    parity = check_parity(graph, network, spec.name, examples, tolerance=release.parity_tolerance)
+    if release.data.modality is Modality.ECG:
+        check_direction(graph, network, spec.name, examples)
     _log.info("graph.checked", bytes=len(graph), largest_difference=parity)
     embedding = EmbeddingStatistics.fit(training.all_rows("embedding"))
     draft = ManifestDraft(
-        schema_version=1 if release.gate is None else 2,
+        schema_version=_schema_version(release),
         name=release.bundle.name,
         version=release.bundle.version,
         modality=release.data.modality,
@@ -190,10 +213,24 @@ def _parts(release: Release, network: nn.Module, arrays: HeartArrays, split: Spl
         golden=_golden_section(spec, outputs),
         metrics={},
         gate=None if release.gate is None else release.gate.manifest,
+        wide_intervals=_wide_intervals(calibration, release),
     )
     golden = golden_cases(release.data, graph, spec, count=release.bundle.golden_hearts)
     gate = None if release.gate is None else release.gate.files
     return BundleParts(draft=draft, graph=graph, golden=golden, embedding=embedding, gate=gate)
+
+
+def _schema_version(release: Release) -> Literal[1, 2, 3]:
+    """The oldest schema that can say it, so that older readers read what they can."""
+    if release.wide_coverage_percent is not None:
+        return 3
+    return 1 if release.gate is None else 2
+
+
+def _wide_intervals(calibration: HeartOutputs, release: Release) -> WideIntervals | None:
+    if release.wide_coverage_percent is None:
+        return None
+    return wide_intervals(calibration, release.wide_coverage_percent, release.estimates)
 
 
 def _golden_section(spec: TensorSpec, outputs: tuple[TensorSpec, ...]) -> Golden:

@@ -19,6 +19,8 @@ from engines.bundle.manifest import TensorSpec
 
 OPSET = 18
 PARITY_TOLERANCE = 1e-4
+LEAST_COSINE = 0.9999
+"""Of the embedding of an ECG, between graph and network."""
 
 
 class ParityError(RuntimeError):
@@ -82,19 +84,43 @@ def opened_graph(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
 
 
 @torch.inference_mode()
-def check_parity(graph: bytes, network: nn.Module, name: str, inputs: NDArray[np.generic]) -> float:
+def check_parity(
+    graph: bytes,
+    network: nn.Module,
+    name: str,
+    inputs: NDArray[np.generic],
+    *,
+    tolerance: float = PARITY_TOLERANCE,
+) -> float:
     """Return the largest absolute difference of graph and network over all outputs, in the outputs' units.
 
     Raises:
-        ParityError: when it exceeds ``PARITY_TOLERANCE``.
+        ParityError: when it exceeds ``tolerance``.
     """
     expected = network.eval()(torch.from_numpy(np.ascontiguousarray(inputs)))
     found = run_graph(graph, name, inputs)
     # Not ``max`` of Python, which loses a NaN that is not the first.
     worst = float(np.max([np.abs(values - expected[output].numpy()).max() for output, values in found.items()]))
-    if not worst <= PARITY_TOLERANCE:
-        raise ParityError(f"graph and network differ by {worst:.2e}; expected at most {PARITY_TOLERANCE:.0e}")
+    if not worst <= tolerance:
+        raise ParityError(f"graph and network differ by {worst:.2e}; expected at most {tolerance:.0e}")
     return worst
+
+
+@torch.inference_mode()
+def check_direction(graph: bytes, network: nn.Module, name: str, inputs: NDArray[np.generic]) -> float:
+    """Return the least cosine between the embeddings of graph and network, over some inputs.
+
+    Raises:
+        ParityError: it does not exceed ``LEAST_COSINE``.
+    """
+    expected = network.eval()(torch.from_numpy(np.ascontiguousarray(inputs)))["embedding"].double()
+    found = torch.from_numpy(run_graph(graph, name, inputs)["embedding"]).double()
+    least = float(torch.nn.functional.cosine_similarity(expected, found, dim=1).min())
+    if not least > LEAST_COSINE:
+        raise ParityError(
+            f"embeddings of graph and network have a cosine of {least:.6f}; expected above {LEAST_COSINE}"
+        )
+    return least
 
 
 def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:

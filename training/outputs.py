@@ -12,7 +12,6 @@ from torch import nn
 from training.data.batches import all_clips
 from training.data.heart_arrays import HeartArrays
 from training.data.splits import Indices
-from training.data.targets import COLUMNS
 
 FloatArray = NDArray[np.float64]
 
@@ -52,5 +51,5 @@ def heart_outputs(model: nn.Module, arrays: HeartArrays, hearts: Indices, *, bat
     truth = np.asarray(arrays.targets[usable], dtype=np.float64)
     return HeartOutputs(
         clips={name: np.split(values, ends) for name, values in rows.items()},
-        targets={name: truth[:, index] for index, name in enumerate(COLUMNS)},
+        targets={name: truth[:, index] for index, name in enumerate(arrays.columns)},
     )

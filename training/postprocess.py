@@ -5,7 +5,7 @@ Called by ``training.export``. The predictor of the engines reads these numbers;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from engines.bundle.manifest import (
     EchoPostprocess,
     ProbabilityTable,
     ReconstructionGate,
+    WideIntervals,
 )
 from engines.predictors.distance import EmbeddingStatistics
 from engines.records import Modality
@@ -33,8 +34,28 @@ LEAST_OFFSET = 0.1
 """EF points; clips that agree exactly do not make an interval without width."""
 UNDECIDED_PERCENT = 2.0
 """Share of the calibration hearts, those nearest to the threshold, that a cardiac MR engine calls neither present nor absent."""
-_UNITS = {"lvef": "%", "rvef": "%", "cardiac_output": "l/min"}
-_RANGES = {"lvef": (0.0, 100.0), "rvef": (0.0, 100.0), "cardiac_output": (0.0, 30.0)}
+UNITS = {
+    "lvef": "%",
+    "rvef": "%",
+    "cardiac_output": "l/min",
+    "lvedv": "ml",
+    "lvesv": "ml",
+    "rvedv": "ml",
+    "rvesv": "ml",
+    "lv_mass": "g",
+}
+"""UCUM code of every quantity that a bundle may estimate."""
+RANGES = {
+    "lvef": (0.0, 100.0),
+    "rvef": (0.0, 100.0),
+    "cardiac_output": (0.0, 30.0),
+    "lvedv": (0.0, 1000.0),
+    "lvesv": (0.0, 1000.0),
+    "rvedv": (0.0, 1000.0),
+    "rvesv": (0.0, 1000.0),
+    "lv_mass": (0.0, 1000.0),
+}
+"""What a quantity can be at all, in its unit."""
 _THRESHOLD_PROBABILITY = 0.5
 _VENN_ABERS_COVERAGE: Literal[100] = 100
 
@@ -98,16 +119,36 @@ def _reconstruction_gate(calibration: HeartOutputs) -> ReconstructionGate | None
     return ReconstructionGate(output="psnr_db", minimum_db=round(minimum_db, 3), percentile=GATE_PERCENTILE)
 
 
-def ecg_postprocess(calibration: HeartOutputs, coverage_percent: float | None) -> EcgPostprocess:
-    """Return the intervals of the three estimates and the tables of the six conditions."""
+def ecg_postprocess(
+    calibration: HeartOutputs,
+    coverage_percent: float | None,
+    *,
+    estimates: Sequence[str] = ESTIMATES,
+    diseases: Sequence[str] = DISEASES,
+) -> EcgPostprocess:
+    """Return the intervals of the estimates and the tables of the conditions, in the order of the network's columns."""
     values = calibration.heart_means("estimates")
     logits = calibration.heart_means("disease_logits")
-    estimates = [
+    intervals = [
         _conformal(name, values[:, index], calibration.targets[name], coverage_percent)
-        for index, name in enumerate(ESTIMATES)
+        for index, name in enumerate(estimates)
     ]
-    conditions = [_table(name, logits[:, index], calibration) for index, name in enumerate(DISEASES)]
-    return EcgPostprocess(modality=Modality.ECG, estimates=tuple(estimates), conditions=tuple(conditions))
+    conditions = [_table(name, logits[:, index], calibration) for index, name in enumerate(diseases)]
+    return EcgPostprocess(modality=Modality.ECG, estimates=tuple(intervals), conditions=tuple(conditions))
+
+
+def wide_intervals(
+    calibration: HeartOutputs, coverage_percent: float, estimates: Sequence[str] = ESTIMATES
+) -> WideIntervals:
+    """Return the second intervals of the estimates of an ECG network, from the same hearts as the first."""
+    values = calibration.heart_means("estimates")
+    found = [
+        _conformal(name, values[:, index], calibration.targets[name], coverage_percent)
+        for index, name in enumerate(estimates)
+    ]
+    return WideIntervals(
+        coverage_percent=coverage_percent, conformal_quantiles=tuple(each.conformal_quantile for each in found)
+    )
 
 
 def distance_limit(statistics: EmbeddingStatistics, held_out: HeartOutputs) -> float:
@@ -122,10 +163,10 @@ def _conformal(
     if coverage_percent is None:
         msg = f"the interval of {quantity} has no coverage; state coverage_percent in the recipe"
         raise ValueError(msg)
-    minimum, maximum = _RANGES[quantity]
+    minimum, maximum = RANGES[quantity]
     return ConformalEstimate(
         quantity=quantity,
-        unit=_UNITS[quantity],
+        unit=UNITS[quantity],
         coverage_percent=coverage_percent,
         conformal_quantile=round(conformal_half_width(np.abs(predicted - truth), coverage_percent), 4),
         sd_offset=None,

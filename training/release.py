@@ -16,7 +16,7 @@ from training.data.heart_arrays import HeartArrays, heart_arrays
 from training.data.sources.labelled_loops import labelled_loops, with_labelled_loops
 from training.data.splits import Split, split_hearts
 from training.ecg_cmr.config import EcgCmrRun
-from training.ecg_cmr.release import train_on_pairs
+from training.ecg_cmr.release import evaluate_ecg_cmr, release_ecg_cmr, train_on_pairs
 from training.enf.config import EnfRun
 from training.enf.release import evaluate_enf, release_enf, train_enf
 from training.evaluate import evaluate_bundle
@@ -26,7 +26,6 @@ from training.signature import input_of, input_spec
 from training.view_gate import export_gate, read_gate
 
 ARRAYS_FOLDER = "arrays"
-_NO_BUNDLE = "{} trains an encoder on pairs and makes no bundle of itself; evaluate its embedding with probes"
 AnyRun = RunConfig | EnfRun | AnyEchoRun | EcgCmrRun
 
 
@@ -81,7 +80,7 @@ def release_run(  # noqa: PLR0913 - what, where from, where to, and how
     if isinstance(config, EnfRun):
         return release_enf(config, out, bundle, workers=workers, threads=threads)
     if isinstance(config, EcgCmrRun):
-        raise ValueError(_NO_BUNDLE.format(config.recipe))  # noqa: TRY004 - the right type, the wrong kind of run
+        return release_ecg_cmr(config, out, bundle, workers=workers, threads=threads)
     torch.set_num_threads(threads)
     arrays, split = _hearts(config, out, workers)
     network = train(config, arrays, split, run_folder(config, arrays, out))
@@ -110,7 +109,7 @@ def evaluate_run(config: AnyRun, out: Path, bundle: Path, *, workers: int) -> di
     if isinstance(config, EnfRun):
         return evaluate_enf(config, out, bundle, workers=workers)
     if isinstance(config, EcgCmrRun):
-        raise ValueError(_NO_BUNDLE.format(config.recipe))  # noqa: TRY004 - the right type, the wrong kind of run
+        return evaluate_ecg_cmr(config, out, bundle, workers=workers)
     arrays, split = _hearts(config, out, workers)
     return evaluate_bundle(bundle, arrays, split.test, input_spec(config.data.preprocess))
 

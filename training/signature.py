@@ -45,14 +45,18 @@ def input_of(data: DataConfig) -> TensorSpec:
     return input_spec(data.preprocess)
 
 
-def output_specs(modality: Modality, shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+def output_specs(
+    modality: Modality, shapes: Mapping[str, tuple[int, ...]], widths: Mapping[str, int] | None = None
+) -> tuple[TensorSpec, ...]:
     """Return the released outputs of a network in the order of the manifest; what only training needs is left out.
 
     Args:
         modality: decides what the network must answer.
         shapes: of its outputs without the batch axis.
+        widths: columns of answers that differ from the usual ones; names of other modalities are passed over.
     """
-    answers = dict(_VALUES[modality])
+    usual = dict(_VALUES[modality])
+    answers = {name: (widths or {}).get(name, width) for name, width in usual.items()}
     names = [*answers, "embedding", *(name for name in _LATENT_OUTPUTS if name in shapes)]
-    widths = {**shapes, **{name: (width,) for name, width in answers.items()}}
-    return tuple(TensorSpec(name=name, dtype="float32", shape=(-1, *widths[name])) for name in names)
+    sizes = {**shapes, **{name: (width,) for name, width in answers.items()}}
+    return tuple(TensorSpec(name=name, dtype="float32", shape=(-1, *sizes[name])) for name in names)

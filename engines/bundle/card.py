@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from engines.bundle.manifest import ConformalEstimate, ManifestDraft, ProbabilityTable, TensorSpec, ViewGate
+from engines.bundle.manifest import (
+    ConformalEstimate,
+    ManifestDraft,
+    ProbabilityTable,
+    TensorSpec,
+    ViewGate,
+    WideIntervals,
+)
 from engines.records import Modality
 
 NOT_FOR_CLINICAL_USE = "not for clinical use"
@@ -85,7 +92,8 @@ def _uncertainty(manifest: ManifestDraft) -> list[str]:
         return [_conformal_sentence(post.lvef)]
     if post.modality is Modality.CMR:
         return [_table_sentence(post.risk, post.undecided_logits)]
-    return _bullets([*map(_conformal_sentence, post.estimates), *map(_table_sentence, post.conditions)])
+    wide = [] if manifest.wide_intervals is None else _wide_sentences(post.estimates, manifest.wide_intervals)
+    return _bullets([*map(_conformal_sentence, post.estimates), *wide, *map(_table_sentence, post.conditions)])
 
 
 def _conformal_sentence(estimate: ConformalEstimate) -> str:
@@ -95,6 +103,13 @@ def _conformal_sentence(estimate: ConformalEstimate) -> str:
     else:
         half_width = f"{width} x (spread between clips + {estimate.sd_offset:.3g} {estimate.unit})"
     return f"{estimate.quantity}: {estimate.coverage_percent:g} % conformal interval, half width {half_width}."
+
+
+def _wide_sentences(estimates: Sequence[ConformalEstimate], wide: WideIntervals) -> list[str]:
+    return [
+        f"{each.quantity}: {wide.coverage_percent:g} % conformal interval besides, half width {half_width:.3g} {each.unit}."
+        for each, half_width in zip(estimates, wide.conformal_quantiles, strict=True)
+    ]
 
 
 def _table_sentence(table: ProbabilityTable, undecided_logits: float = 0.0) -> str:

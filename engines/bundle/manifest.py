@@ -27,7 +27,9 @@ from pydantic import (
 from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
 
-SCHEMA_VERSION, GATED_SCHEMA_VERSION = 1, 2
+SCHEMA_VERSION, GATED_SCHEMA_VERSION, WIDE_SCHEMA_VERSION = 1, 2, 3
+_ADDED = {"gate": (GATED_SCHEMA_VERSION, "a gate"), "wide_intervals": (WIDE_SCHEMA_VERSION, "wide intervals")}
+"""Parts of the manifest, the schema that brought them, and their name; in an older one each is None and not written."""
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
 GOLDEN_NAME = "golden.npz"
@@ -186,6 +188,19 @@ class CmrPostprocess(_Part):
         return self
 
 
+class WideIntervals(_Part):
+    """A second interval around every estimate, calibrated on the same cases.
+
+    Args:
+        coverage_percent: above that of the first intervals.
+        conformal_quantiles: half widths in the unit of each estimate, in the order of the estimates; none is narrower than
+            that of the first interval.
+    """
+
+    coverage_percent: CoveragePercent
+    conformal_quantiles: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
 class EcgPostprocess(_Part):
     """``estimates`` and ``conditions`` in the order of the columns of ``estimates`` and ``disease_logits``."""
 
@@ -298,9 +313,10 @@ class ManifestDraft(_Part):
         training_data: what the network has seen ("digital phantoms only").
         metrics: name -> measured value on held-out data; the model card's table is generated from it. Units in names.
         gate: looks at the input before the graph does, or None. Schema 1 does not know it: there it is None and not written.
+        wide_intervals: of the estimates of an ECG engine, or None. Schemas 1 and 2 do not know it, likewise.
     """
 
-    schema_version: Literal[1, 2]
+    schema_version: Literal[1, 2, 3]
     name: BundleName
     version: Version
     modality: Modality
@@ -317,20 +333,22 @@ class ManifestDraft(_Part):
     golden: Golden
     metrics: dict[str, float]
     gate: ViewGate | None
+    wide_intervals: WideIntervals | None
 
     @model_validator(mode="before")
     @classmethod
-    def _gate_by_schema(cls, document: Any) -> Any:
-        if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
-            return document
-        _require(document.get("gate") is None, f"schema {GATED_SCHEMA_VERSION} for a bundle with a gate")
-        return {**document, "gate": None}
+    def _parts_by_schema(cls, document: Any) -> Any:
+        lacking = _lacking(document.get("schema_version")) if isinstance(document, dict) else ()
+        for part in lacking:
+            since, words = _ADDED[part]
+            _require(document.get(part) is None, f"schema {since} for a bundle with {words}")
+        return {**document, **dict.fromkeys(lacking)} if lacking else document
 
     @model_serializer(mode="wrap")
     def _without_what_its_schema_lacks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
-        if self.schema_version == SCHEMA_VERSION:
-            del written["gate"]
+        for part in _lacking(self.schema_version):
+            del written[part]
         return written
 
     @model_validator(mode="after")
@@ -349,6 +367,7 @@ class ManifestDraft(_Part):
             _require(widths.get(name) == (width,), f"output {name} with {width} columns, as postprocess calibrates")
         _check_latents(self.postprocess, widths)
         _check_gate(self)
+        _check_wide_intervals(self)
         return self
 
     def named_files(self) -> tuple[str, ...]:
@@ -368,6 +387,11 @@ class Manifest(ManifestDraft):
         _require(named <= self.files.keys(), f"digests of {sorted(named)}; found {sorted(self.files)}")
         _require(MANIFEST_NAME not in self.files, "the manifest does not hold its own digest")
         return self
+
+
+def _lacking(schema_version: Any) -> tuple[str, ...]:
+    """Parts that a schema does not know; of something that is no schema none, since it is refused for that."""
+    return tuple(part for part, (since, _) in _ADDED.items() if schema_version in range(1, since))
 
 
 def _answer_widths(post: EchoPostprocess | CmrPostprocess | EcgPostprocess) -> dict[str, int]:
@@ -397,6 +421,21 @@ def _check_gate(draft: ManifestDraft) -> None:
     expected = (-1, clip.shape[1], *clip.shape[3:])
     frame = draft.gate.input
     _require((frame.dtype, frame.shape) == (clip.dtype, expected), f"a gate that reads {clip.dtype} frames {expected}")
+
+
+def _check_wide_intervals(draft: ManifestDraft) -> None:
+    """A second interval holds the first one of the same estimate."""
+    wide, post = draft.wide_intervals, draft.postprocess
+    if wide is None:
+        return
+    if not isinstance(post, EcgPostprocess):
+        _require(False, "wide intervals for ECG only")  # noqa: FBT003 - the check that failed
+        return
+    first, second = [each.conformal_quantile for each in post.estimates], wide.conformal_quantiles
+    _require(len(first) == len(second), f"a wide interval for each of {len(first)} estimates; found {len(second)}")
+    _require(all(a <= b for a, b in zip(first, second, strict=True)), "wide intervals that hold the first ones")
+    covered = max(each.coverage_percent for each in post.estimates)
+    _require(covered < wide.coverage_percent, f"wide intervals that cover more than {covered:g} percent")
 
 
 def _require(condition: bool, expectation: str) -> None:

@@ -20,7 +20,16 @@ from engines.predictors.latent_picture import Latents
 from engines.preprocess.registry import Prepared
 
 _Number = TypeVar("_Number", float, NDArray[np.float64])
-_WORDS = {"lvef": "LVEF", "rvef": "RVEF", "cardiac_output": "Cardiac output"}
+_WORDS = {
+    "lvef": "LVEF",
+    "rvef": "RVEF",
+    "cardiac_output": "Cardiac output",
+    "lvedv": "LV end-diastolic volume",
+    "lvesv": "LV end-systolic volume",
+    "lv_mass": "LV mass",
+    "rvedv": "RV end-diastolic volume",
+    "rvesv": "RV end-systolic volume",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +128,31 @@ def within_distribution(score: float) -> bool:
 def unique(notes: Iterable[str]) -> tuple[str, ...]:
     """Drop repeated notes, keep their order."""
     return tuple(dict.fromkeys(notes))
+
+
+def with_wide_interval(
+    given: Estimate, calibration: ConformalEstimate, value: float, *, half_width: float, coverage_percent: float
+) -> tuple[Estimate, tuple[str, ...]]:
+    """Put a second interval around an estimate.
+
+    Args:
+        given: the estimate with its first interval.
+        calibration: of this quantity.
+        value: what the network says, before it was cut off.
+        half_width: of the second interval, in the unit of the quantity.
+        coverage_percent: of the second interval.
+
+    Returns:
+        The estimate, and a note where the second interval was cut off at the limits of the quantity.
+    """
+    ends = (value - half_width, value + half_width)
+    low, high = (_clamped(calibration, end) for end in ends)
+    result = replace(given, wide_interval=Interval(low=low, high=high, coverage_percent=coverage_percent))
+    if (low, high) == ends:
+        return result, ()
+    limits = f"{calibration.minimum:g} to {calibration.maximum:g} {calibration.unit}"
+    word = _WORDS.get(calibration.quantity, calibration.quantity)
+    return result, (f"{word}: the {coverage_percent:g} % interval is cut off at the limits of {limits}.",)
 
 
 def _scale(calibration: ConformalEstimate, spread: float | None) -> float:

@@ -172,7 +172,7 @@ class Predictor:
             return answer_echo(prepared, outputs, scores, calibration)
         if isinstance(calibration, CmrPostprocess):
             return answer_cmr(prepared, outputs, scores, calibration)
-        return answer_ecg(prepared, outputs, scores, calibration)
+        return answer_ecg(prepared, outputs, scores, calibration, self._manifest.wide_intervals)
 
     def _prediction(self, answer: Answer, model: ModelIdentity) -> Prediction:
         return Prediction(

@@ -12,8 +12,15 @@ from enum import StrEnum
 from statistics import fmean, median
 from typing import Any
 
+from engines.bundle.reader import load_bundle, released_bundle
+from engines.records import Modality
+
 BARS_FROM = 100
 """Fewer studies say too little: a share of ten is a matter of luck."""
+
+CARD_R_SQUARED = "lvef_r_squared"
+CARD_BASELINE = "lvef_demographics_only_r_squared"
+"""What the model card states of LVEF: R2 of the engine, and of age, sex, height and weight without an ECG."""
 
 Judged = Sequence[Mapping[str, Any]]
 
@@ -36,6 +43,8 @@ class Bar:
         refused_max: largest share of refused ones.
         error_percent: the mean absolute error of the LVEF lies below, in EF points; None where no number is reported.
         width_percent: the median width of the interval lies below, in EF points; None likewise.
+        r_squared_within: R2 of the LVEF lies at most this far from that of the model card, and above that of the card's
+            baseline without an ECG; None where the card states no baseline.
     """
 
     right_min: float
@@ -43,11 +52,13 @@ class Bar:
     refused_max: float
     error_percent: float | None = None
     width_percent: float | None = None
+    r_squared_within: float | None = None
 
 
 BARS = {
     "cmr": Bar(right_min=0.85, refused_max=0.10),
     "echo": Bar(right_min=0.84, right_max=0.97, refused_max=0.10, error_percent=6.0, width_percent=22.0),
+    "ecg": Bar(right_min=0.74, right_max=0.86, refused_max=0.03, r_squared_within=0.05),
 }
 
 
@@ -58,15 +69,18 @@ class Accuracy:
     Args:
         error_percent: mean absolute error of the LVEF, in EF points.
         width_percent: median width of its interval, in EF points.
+        r_squared: 1 - squared error over the variance of the truth; None where all truths are the same.
     """
 
     error_percent: float
     width_percent: float
+    r_squared: float | None
 
     @property
     def line(self) -> str:
-        """``mean absolute error E median interval width W EF points``."""
-        return f"mean absolute error {self.error_percent:.2f} median interval width {self.width_percent:.2f} EF points"
+        """``mean absolute error E median interval width W EF points``, and ``R2 R`` where there is one."""
+        told = f"mean absolute error {self.error_percent:.2f} median interval width {self.width_percent:.2f} EF points"
+        return told if self.r_squared is None else f"{told} R2 {self.r_squared:.3f}"
 
 
 def accuracy_of(judged: Judged) -> Accuracy | None:
@@ -78,15 +92,32 @@ def accuracy_of(judged: Judged) -> Accuracy | None:
     return Accuracy(
         error_percent=fmean(abs(lvef["value"] - truth) for lvef, truth in given),
         width_percent=median(lvef["interval"]["high"] - lvef["interval"]["low"] for lvef, _ in given),
+        r_squared=_r_squared([(lvef["value"], truth) for lvef, truth in given]),
     )
 
 
-def missed_bars(method: str, judged: Judged) -> list[str]:
-    """Return one sentence for each bar of the method that these studies miss."""
+def _r_squared(pairs: Sequence[tuple[float, float]]) -> float | None:
+    centre = fmean(truth for _, truth in pairs)
+    spread = sum((truth - centre) ** 2 for _, truth in pairs)
+    return None if spread == 0 else 1.0 - sum((value - truth) ** 2 for value, truth in pairs) / spread
+
+
+def missed_bars(method: str, judged: Judged, card: Mapping[str, float] | None = None) -> list[str]:
+    """Return one sentence for each bar of the method that these studies miss.
+
+    Args:
+        method: ``cmr``, ``echo`` or ``ecg``.
+        judged: studies with their truths and verdicts.
+        card: metrics of the model card; None for that of the released bundle.
+    """
     bar = BARS.get(method)
     if bar is None or len(judged) < BARS_FROM:
         return []
-    return [*_missed_shares(bar, judged), *_missed_accuracy(bar, judged)]
+    missed = [*_missed_shares(bar, judged), *_missed_accuracy(bar, judged)]
+    if bar.r_squared_within is None:
+        return missed
+    metrics = load_bundle(released_bundle(Modality(method))).manifest.metrics if card is None else card
+    return [*missed, *_missed_r_squared(bar.r_squared_within, judged, metrics)]
 
 
 def _missed_shares(bar: Bar, judged: Judged) -> list[str]:
@@ -117,6 +148,21 @@ def _missed_accuracy(bar: Bar, judged: Judged) -> list[str]:
         missed.append(f"mean absolute error {found.error_percent:.2f}; expected less than {bar.error_percent:g}")
     if found.width_percent >= bar.width_percent:
         missed.append(f"median interval width {found.width_percent:.2f}; expected less than {bar.width_percent:g}")
+    return missed
+
+
+def _missed_r_squared(within: float, judged: Judged, card: Mapping[str, float]) -> list[str]:
+    if lacking := [name for name in (CARD_R_SQUARED, CARD_BASELINE) if name not in card]:
+        return [f"the model card states no {' and no '.join(lacking)}; release the bundle again with its baseline"]
+    found = accuracy_of(judged)
+    if found is None or found.r_squared is None:
+        return ["no R2, without numbers or with one and the same truth; expected an ejection fraction of each study"]
+    missed, stated, baseline = [], card[CARD_R_SQUARED], card[CARD_BASELINE]
+    # Rounded, since 0.05 apart is within 0.05 whatever binary fractions make of it.
+    if round(abs(found.r_squared - stated), 6) > within:
+        missed.append(f"R2 of LVEF {found.r_squared:.3f}; expected within {within:g} of the model card's {stated:.3f}")
+    if found.r_squared <= baseline:
+        missed.append(f"R2 of LVEF {found.r_squared:.3f}; expected above {baseline:.3f} of demographics without an ECG")
     return missed
 
 

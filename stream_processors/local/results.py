@@ -15,6 +15,11 @@ NAMES = {
     "lvef": "LVEF",
     "rvef": "RVEF",
     "cardiac_output": "CO",
+    "lvedv": "LVEDV",
+    "lvesv": "LVESV",
+    "lv_mass": "LV mass",
+    "rvedv": "RVEDV",
+    "rvesv": "RVESV",
     **{f"lvef_at_most_{percent}": f"LVEF <= {percent} %" for percent in (30, 35, 40, 50)},
 }
 _LONGEST_REASON = 90
@@ -50,7 +55,9 @@ def _entry(account: Account, outcome: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measurement(estimate: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: estimate[key] for key in ("quantity", "value", "unit", "interval")}
+    """An outcome of an earlier minor version states no second interval."""
+    stated = {key: estimate[key] for key in ("quantity", "value", "unit", "interval")}
+    return {**stated, "wide_interval": estimate.get("wide_interval")}
 
 
 def _ignored(study: str) -> dict[str, Any]:
@@ -80,7 +87,9 @@ def result_text(entry: Mapping[str, Any]) -> str:
 def _number(estimate: Mapping[str, Any]) -> str:
     low, high = estimate["interval"]["low"], estimate["interval"]["high"]
     name = NAMES.get(estimate["quantity"], estimate["quantity"].replace("_", " "))
-    return f"{name} {estimate['value']:.1f} {estimate['unit']} ({low:.1f} to {high:.1f})"
+    wide = estimate.get("wide_interval")
+    also = "" if wide is None else f"; {wide['coverage_percent']:g} %: {wide['low']:.1f} to {wide['high']:.1f}"
+    return f"{name} {estimate['value']:.1f} {estimate['unit']} ({low:.1f} to {high:.1f}{also})"
 
 
 def _probability(probability: Mapping[str, Any]) -> str:

@@ -52,6 +52,7 @@ IMAGE_VIEW: Final = Code("111031", "DCM", "Image View")
 DERIVATION: Final = Code("121401", "DCM", "Derivation")
 MEAN: Final = Code("373098007", "SCT", "Mean")
 ESTIMATED: Final = Code("414135002", "SCT", "Estimated")
+MEASUREMENT_METHOD: Final = Code("370129005", "SCT", "Measurement Method")
 SELECTION_STATUS: Final = Code("121404", "DCM", "Selection Status")
 MEAN_VALUE_CHOSEN: Final = Code("121412", "DCM", "Mean value chosen")
 UPPER_UNCERTAINTY: Final = Code("371886008", "SCT", "+, range of upper measurement uncertainty")
@@ -88,7 +89,14 @@ LVEF_BY_MR: Final = Code("8811-2", "LN", "Left ventricular ejection fraction by 
 LVEF_ANY_METHOD: Final = Code("10230-1", "LN", "Left ventricular Ejection fraction")
 RVEF_ANY_METHOD: Final = Code("10231-9", "LN", "Right ventricular Ejection fraction")
 CARDIAC_OUTPUT: Final = Code("82799009", "SCT", "Cardiac Output")
+LV_END_DIASTOLIC_VOLUME: Final = Code("8821-1", "LN", "Left Ventricular ED Volume")
+LV_END_SYSTOLIC_VOLUME: Final = Code("8823-7", "LN", "Left Ventricular ES Volume")
+RV_END_DIASTOLIC_VOLUME: Final = Code("8822-9", "LN", "Right Ventricular ED Volume")
+RV_END_SYSTOLIC_VOLUME: Final = Code("8824-5", "LN", "Right Ventricular ES Volume")
+LV_MASS: Final = Code("18087-7", "LN", "Left Ventricle Mass")
 PERCENT: Final = Code("%", "UCUM", "%")
+MILLILITRE: Final = Code("ml", "UCUM", "ml")
+GRAM: Final = Code("g", "UCUM", "g")
 LITRES_PER_MINUTE: Final = Code("l/min", "UCUM", "l/min")
 
 # -- findings ---------------------------------------------------------------------------------------------------------
@@ -106,6 +114,8 @@ OUTSIDE_DICOM: Final = frozenset(
         RVEF_ANY_METHOD,  # LOINC; likewise
         SUDDEN_CARDIAC_DEATH,  # SNOMED CT; no context group lists it
         LITRES_PER_MINUTE,  # UCUM; PS3.16 CID 82 admits any UCUM unit
+        MILLILITRE,  # UCUM; likewise
+        GRAM,  # UCUM; likewise
         QUALITATIVE_EVALUATIONS,  # UMLS; TID 1500 names it, pydicom's dictionary has no UMLS concepts of that kind
         PERCENT,  # UCUM; PS3.16 spells the meaning "Percent", viewers print the code value
     }
@@ -156,6 +166,33 @@ QUANTITIES: Final[dict[tuple[Modality, str], Quantity]] = {
     ),
     (Modality.ECG, "cardiac_output"): Quantity(
         concept=CARDIAC_OUTPUT, unit=LITRES_PER_MINUTE, site=HEART, label="Cardiac output, inferred from ECG"
+    ),
+    (Modality.ECG, "lvedv"): Quantity(
+        concept=LV_END_DIASTOLIC_VOLUME,
+        unit=MILLILITRE,
+        site=LEFT_VENTRICLE,
+        label="Left ventricular end-diastolic volume, inferred from ECG",
+    ),
+    (Modality.ECG, "lvesv"): Quantity(
+        concept=LV_END_SYSTOLIC_VOLUME,
+        unit=MILLILITRE,
+        site=LEFT_VENTRICLE,
+        label="Left ventricular end-systolic volume, inferred from ECG",
+    ),
+    (Modality.ECG, "rvedv"): Quantity(
+        concept=RV_END_DIASTOLIC_VOLUME,
+        unit=MILLILITRE,
+        site=RIGHT_VENTRICLE,
+        label="Right ventricular end-diastolic volume, inferred from ECG",
+    ),
+    (Modality.ECG, "rvesv"): Quantity(
+        concept=RV_END_SYSTOLIC_VOLUME,
+        unit=MILLILITRE,
+        site=RIGHT_VENTRICLE,
+        label="Right ventricular end-systolic volume, inferred from ECG",
+    ),
+    (Modality.ECG, "lv_mass"): Quantity(
+        concept=LV_MASS, unit=GRAM, site=LEFT_VENTRICLE, label="Left ventricular mass, inferred from ECG"
     ),
 }
 """Estimates by modality and key of ``engines.predictions.Estimate.quantity``."""

@@ -166,6 +166,7 @@ def _calibration_parameters(prediction: Prediction) -> dict[str, str]:
     parameters = {}
     for estimate in prediction.estimates:
         parameters[f"{estimate.quantity}_interval_coverage_percent"] = f"{estimate.interval.coverage_percent:g}"
+        parameters |= _wide_interval_parameters(estimate)
     for probability in prediction.probabilities:
         condition = probability.condition
         parameters[f"{condition}_interval_coverage_percent"] = f"{probability.interval.coverage_percent:g}"
@@ -174,6 +175,17 @@ def _calibration_parameters(prediction: Prediction) -> dict[str, str]:
         parameters["out_of_distribution_score"] = f"{prediction.out_of_distribution_score:.3f}"
         parameters["out_of_distribution_limit"] = "1"
     return parameters
+
+
+def _wide_interval_parameters(estimate: Estimate) -> dict[str, str]:
+    """The second interval of an estimate, in its unit; a number has one upper and one lower uncertainty (TID 310)."""
+    wide = estimate.wide_interval
+    if wide is None:
+        return {}
+    return {
+        f"{estimate.quantity}_wide_interval": f"{reported(wide.low)} to {reported(wide.high)}",
+        f"{estimate.quantity}_wide_interval_coverage_percent": f"{wide.coverage_percent:g}",
+    }
 
 
 def tracking(subject: Subject, quantity: str, label: str) -> Any:

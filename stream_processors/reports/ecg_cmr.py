@@ -1,7 +1,8 @@
 """What an ECG report says: cardiac function inferred from the ECG, and the probability of each disease.
 
 One group (TID 1501) with the estimates, then one for each disease: a finding alone would read as a statement that it
-is there, so each carries its presence beside the probability. Sources are WAVEFORM items. Called by
+is there, so each carries its presence beside the probability. Sources are WAVEFORM items. No concept names a method of
+measuring, and each number carries the ECG as its method: an inferred value never passes for a measured one. Called by
 ``measurement_report``.
 """
 
@@ -52,6 +53,7 @@ def _function_number(subject: Subject, estimate: Estimate) -> Any:
     quantity = codes.QUANTITIES[_key(estimate)]
     modifiers = [
         modifier(codes.DERIVATION, codes.ESTIMATED),
+        modifier(codes.MEASUREMENT_METHOD, codes.TWELVE_LEAD_ECG),
         modifier(codes.FINDING_SITE, quantity.site),
     ]
     return estimate_number(estimate, quantity, modifiers, _inferred_from(subject))

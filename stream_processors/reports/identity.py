@@ -13,7 +13,7 @@ from functools import cached_property
 
 from engines.records import Modality
 
-TEMPLATE_VERSION = 2
+TEMPLATE_VERSION = 3
 """Version of the content this package writes; raise it with every change of what a report says."""
 
 _SEPARATOR = "\x1f"

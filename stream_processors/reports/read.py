@@ -28,7 +28,8 @@ class ReportedNumber:
     """One number with its interval, in ``unit``.
 
     ``quantity`` is the key of the prediction (``lvef``, ``heart_failure``); ``between_clip_sd`` is the spread of what
-    was averaged; ``decision`` is present, absent or undetermined for a probability, None for an estimate.
+    was averaged; ``decision`` is present, absent or undetermined for a probability, None for an estimate. ``wide_interval``
+    is (low, high) of the second interval and what it covers stands beside it; both None where the report states one.
     """
 
     quantity: str
@@ -40,6 +41,8 @@ class ReportedNumber:
     coverage_percent: float
     between_clip_sd: float | None = None
     decision: str | None = None
+    wide_interval: tuple[float, float] | None = None
+    wide_coverage_percent: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +197,7 @@ def _condition(finding: str, model: dict[str, str]) -> str:
 
 def _number(item: Dataset, quantity: str, name: str, decision: str | None, model: dict[str, str]) -> ReportedNumber:
     value, spread = _numeric(item), _first(item, codes.STANDARD_DEVIATION)
+    wide_interval, wide_coverage = _wide(quantity, model)
     return ReportedNumber(
         quantity=quantity,
         name=name,
@@ -204,7 +208,18 @@ def _number(item: Dataset, quantity: str, name: str, decision: str | None, model
         coverage_percent=float(model[f"{quantity}_interval_coverage_percent"]),
         between_clip_sd=None if spread is None else _numeric(spread),
         decision=decision,
+        wide_interval=wide_interval,
+        wide_coverage_percent=wide_coverage,
     )
+
+
+def _wide(quantity: str, model: dict[str, str]) -> tuple[tuple[float, float] | None, float | None]:
+    """The second interval and its coverage, which stand among the parameters of the algorithm."""
+    stated = model.get(f"{quantity}_wide_interval")
+    if stated is None:
+        return None, None
+    low, _, high = stated.partition(" to ")
+    return (float(low), float(high)), float(model[f"{quantity}_wide_interval_coverage_percent"])
 
 
 def _model(parent: Dataset) -> dict[str, str]:

@@ -5,7 +5,7 @@ Plain English, no patient data. Called by ``companion``.
 
 from __future__ import annotations
 
-from engines.predictions import ClassProbability, Estimate, ModelIdentity, Prediction
+from engines.predictions import ClassProbability, Estimate, Interval, ModelIdentity, Prediction
 from engines.records import Modality
 from stream_processors.reports import codes
 from stream_processors.reports.content import reported
@@ -83,14 +83,16 @@ def _clause(sentence: str) -> str:
 
 def _estimate(modality: Modality, estimate: Estimate) -> str:
     label = codes.QUANTITIES[modality, estimate.quantity].label
-    low, high = reported(estimate.interval.low), reported(estimate.interval.high)
-    sentence = (
-        f"{label}: {reported(estimate.value)} {estimate.unit} "
-        f"({estimate.interval.coverage_percent:g} % interval {low} to {high} {estimate.unit})."
-    )
+    both = [each for each in (estimate.interval, estimate.wide_interval) if each is not None]
+    intervals = ", ".join(f"{_interval(each)} {estimate.unit}" for each in both)
+    sentence = f"{label}: {reported(estimate.value)} {estimate.unit} ({intervals})."
     if estimate.between_clip_sd is None:
         return sentence
     return f"{sentence} Mean of several clips, standard deviation {reported(estimate.between_clip_sd)} {estimate.unit}."
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.coverage_percent:g} % interval {reported(interval.low)} to {reported(interval.high)}"
 
 
 def _class(estimate: Estimate) -> str:

@@ -168,6 +168,12 @@ def gate(**changes: Any) -> m.ViewGate:
     return m.ViewGate(**{**fields, **changes})
 
 
+def wide_intervals(**changes: Any) -> m.WideIntervals:
+    """95 percent, twice and three times as wide as ``conformal``."""
+    fields = {"coverage_percent": 95.0, "conformal_quantiles": (10.0, 15.0, 10.0)}
+    return m.WideIntervals(**{**fields, **changes})
+
+
 def draft(modality: Modality, **changes: Any) -> m.ManifestDraft:
     """A complete manifest of a tiny bundle."""
     inputs, outputs = signature(modality)
@@ -195,6 +201,7 @@ def draft(modality: Modality, **changes: Any) -> m.ManifestDraft:
         ),
         "metrics": {"mean_absolute_error_percent": 4.25},
         "gate": None,
+        "wide_intervals": None,
     }
     return m.ManifestDraft(**{**fields, **changes})
 

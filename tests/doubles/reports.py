@@ -110,9 +110,9 @@ def make_prediction(modality: Modality, answer: str, headers: Sequence[Dataset])
         Modality.CMR: {"probabilities": (_probability("lvef_at_most_40", decided),)},
         Modality.ECG: {
             "estimates": (
-                _estimate("lvef", 55.2, "%"),
-                _estimate("rvef", 50, "%"),
-                _estimate("cardiac_output", 5, "l/min"),
+                _twice(_estimate("lvef", 55.2, "%")),
+                _twice(_estimate("rvef", 50, "%")),
+                _twice(_estimate("cardiac_output", 5, "l/min")),
             ),
             "probabilities": tuple(_probability(disease, decided) for disease in DISEASES),
         },
@@ -153,6 +153,12 @@ def make_context(modality: Modality, headers: Sequence[Dataset], **changes: Any)
 def _estimate(quantity: str, value: float, unit: str, between_clip_sd: float | None = None) -> Estimate:
     interval = Interval(low=value - 3.21, high=value + 4.56, coverage_percent=90)
     return Estimate(quantity=quantity, value=value, unit=unit, interval=interval, between_clip_sd=between_clip_sd)
+
+
+def _twice(estimate: Estimate) -> Estimate:
+    """The estimate with a second interval."""
+    wide = Interval(low=estimate.interval.low - 1.11, high=estimate.interval.high + 2.22, coverage_percent=95)
+    return replace(estimate, wide_interval=wide)
 
 
 def _probability(condition: str, decided: bool) -> ClassProbability:

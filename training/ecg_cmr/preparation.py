@@ -6,7 +6,7 @@ Measured on one core with the coarse scanner: 0.36 s and 0.5 MB a patient, so 1,
 from __future__ import annotations
 
 from engines.preprocess.cmr_volume import CmrVolumeSpec
-from engines.preprocess.spec import EcgSpec
+from engines.preprocess.spec import EcgCleanSpec, EcgSpec
 from training.ecg_cmr.pair_source import PhantomPairs
 from training.phantoms.paired import Cohort
 from training.recipes import ecg_cmr_small, enf_small
@@ -22,6 +22,29 @@ def ecg_of_pairs() -> EcgSpec:
     spec = ecg_cmr_small.recipe().data.preprocess
     assert isinstance(spec, EcgSpec)
     return spec
+
+
+def ecg_clean() -> EcgCleanSpec:
+    """Return the preparation of the ECG with the quality gate: version 2, the profile ``ecg_clean_2026``.
+
+    No chest lead may be missing: the released encoder saw missing leads in training, its calibration hearts have none.
+    """
+    numbers = ecg_of_pairs().model_dump() | {"preprocess_version": 2, "profile": "ecg_clean_2026"}
+    return EcgCleanSpec(
+        **numbers,
+        masked_precordial_max=0,
+        pace_prominence_mv=0.2,
+        pace_ratio=4.0,
+        pace_hits_min=3,
+        lowpass_min_hz=100.0,
+        highpass_max_hz=0.5,
+        heart_rate_min_bpm=35.0,
+        heart_rate_max_bpm=150.0,
+        swap_correlation_max=-0.4,
+        swap_flat_fraction=0.1,
+        swap_p_ratio=1.1,
+        swap_path_ratio=0.98,
+    )
 
 
 def cmr_volume_small() -> CmrVolumeSpec:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from training.ecg_cmr.evaluation import Answers, Cohort
 
@@ -104,6 +105,31 @@ class Scale:
         return np.asarray(scaled * self.spread + self.centre)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearHeads:
+    """What reads values off inputs [N, E] as they are.
+
+    Args:
+        targets_ET, bias_T: to the targets, in their units.
+        conditions_ED, bias_D: to the logits of the conditions.
+        chosen: penalties that the validation part chose, in words.
+    """
+
+    targets_ET: FloatArray
+    bias_T: FloatArray
+    conditions_ED: FloatArray
+    bias_D: FloatArray
+    chosen: tuple[str, ...]
+
+    def values(self, inputs_NE: NDArray[np.floating]) -> FloatArray:
+        """Return the targets, [N, T]."""
+        return np.asarray(np.asarray(inputs_NE, np.float64) @ self.targets_ET + self.bias_T)
+
+    def logits(self, inputs_NE: NDArray[np.floating]) -> FloatArray:
+        """Return the logits of the conditions, [N, D]."""
+        return np.asarray(np.asarray(inputs_NE, np.float64) @ self.conditions_ED + self.bias_D)
+
+
 def linear_probe(
     parts: Parts,
     *,
@@ -115,33 +141,62 @@ def linear_probe(
     Raises:
         ValueError: a target has no value, or a condition one class only, among the rows that are learnt from or chosen on.
     """
-    scale = Scale.of(parts.train.inputs)
-    inputs = [scale.to(part.inputs) for part in (parts.train, parts.validation, parts.test)]
-    train, validation = parts.train.cohort, parts.validation.cohort
-    answered = [
-        *(
-            _ridge(name, inputs, train.truth_NT[:, at], validation.truth_NT[:, at], alphas)
-            for at, name in enumerate(train.targets)
-        ),
-        *(
-            _logistic(name, inputs, train.label_ND[:, at], validation.label_ND[:, at], inverse_strengths)
-            for at, name in enumerate(train.conditions)
-        ),
-    ]
-    columns = np.array([values for values, _ in answered]).reshape(len(answered), len(parts.test.inputs)).T
-    count = len(train.targets)
-    return Probed(
-        answers=Answers(cohort=parts.test.cohort, given_NT=columns[:, :count], probability_ND=columns[:, count:]),
-        chosen=tuple(words for _, words in answered),
+    heads = linear_heads(parts.train, parts.validation, alphas=alphas, inverse_strengths=inverse_strengths)
+    inputs = parts.test.inputs
+    answers = Answers(
+        cohort=parts.test.cohort, given_NT=heads.values(inputs), probability_ND=expit(heads.logits(inputs))
     )
+    return Probed(answers=answers, chosen=heads.chosen)
 
 
-_Fitted = tuple[FloatArray, str]
+def linear_heads(
+    train: Part,
+    validation: Part,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    inverse_strengths: Sequence[float] = INVERSE_STRENGTHS,
+) -> LinearHeads:
+    """Return the heads of ``linear_probe``; the standardisation of inputs and targets is folded into them.
+
+    Raises:
+        ValueError: as ``linear_probe``.
+    """
+    scale = Scale.of(train.inputs)
+    inputs = [scale.to(part.inputs) for part in (train, validation)]
+    known, chooses = train.cohort, validation.cohort
+    values = [
+        _ridge(name, inputs, known.truth_NT[:, at], chooses.truth_NT[:, at], alphas)
+        for at, name in enumerate(known.targets)
+    ]
+    logits = [
+        _logistic(name, inputs, known.label_ND[:, at], chooses.label_ND[:, at], inverse_strengths)
+        for at, name in enumerate(known.conditions)
+    ]
+    targets_ET, bias_T = _folded(values, scale)
+    conditions_ED, bias_D = _folded(logits, scale)
+    words = tuple(each.words for each in (*values, *logits))
+    return LinearHeads(targets_ET=targets_ET, bias_T=bias_T, conditions_ED=conditions_ED, bias_D=bias_D, chosen=words)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Head:
+    """One column, of scaled inputs."""
+
+    weights_E: FloatArray
+    bias: float
+    words: str
+
+
+def _folded(heads: Sequence[_Head], scale: Scale) -> tuple[FloatArray, FloatArray]:
+    """Weights [E, C] and biases [C] of inputs as they are."""
+    weights = np.array([each.weights_E for each in heads]).reshape(len(heads), scale.spread.size).T
+    weights_EC = weights / scale.spread[:, None]
+    return weights_EC, np.array([each.bias for each in heads]) - scale.centre @ weights_EC
 
 
 def _ridge(
     name: str, inputs: Sequence[FloatArray], train_N: FloatArray, validation_N: FloatArray, alphas: Sequence[float]
-) -> _Fitted:
+) -> _Head:
     from sklearn.linear_model import Ridge
 
     known, chooses = np.isfinite(train_N), np.isfinite(validation_N)
@@ -155,12 +210,13 @@ def _ridge(
         return float(np.mean((model.predict(inputs[1][chooses]) - wanted) ** 2)), model
 
     model, words = _best(name, "alpha", alphas, fitted)
-    return scale.back(model.predict(inputs[2])[:, None])[:, 0], words
+    spread, centre = float(scale.spread[0]), float(scale.centre[0])
+    return _Head(weights_E=model.coef_ * spread, bias=float(model.intercept_) * spread + centre, words=words)
 
 
 def _logistic(
     name: str, inputs: Sequence[FloatArray], train_N: FloatArray, validation_N: FloatArray, strengths: Sequence[float]
-) -> _Fitted:
+) -> _Head:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
@@ -175,7 +231,7 @@ def _logistic(
         ), model
 
     model, words = _best(name, "C", strengths, fitted)
-    return model.predict_proba(inputs[2])[:, 1], words
+    return _Head(weights_E=model.coef_[0], bias=float(model.intercept_[0]), words=words)
 
 
 def _best(

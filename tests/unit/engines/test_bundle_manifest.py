@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from engines.bundle import manifest as m
 from engines.bundle.card import model_card
 from engines.records import Modality
-from tests.doubles.bundles import conformal, draft, gate, table
+from tests.doubles.bundles import conformal, draft, gate, table, wide_intervals
 
 MODALITIES = list(Modality)
 
@@ -36,8 +36,9 @@ def test_draft_survives_json(modality: Modality) -> None:
 
 @pytest.mark.parametrize("field", sorted(m.ManifestDraft.model_fields))
 def test_no_field_has_a_default(field: str) -> None:
-    """A manifest that lacks any one field is refused."""
-    document = _gated()
+    """A manifest of the newest schema that lacks any one field is refused."""
+    document = {**_gated(), "schema_version": 3, "wide_intervals": None}
+    assert m.ManifestDraft.model_validate(document)
     del document[field]
     with pytest.raises(ValidationError):
         m.ManifestDraft.model_validate(document)
@@ -46,7 +47,7 @@ def test_no_field_has_a_default(field: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 3, "Input should be 1 or 2"),
+        (("schema_version",), 4, "Input should be 1, 2 or 3"),
         (("modality",), "cmr", "one modality"),
         (("unheard_of",), 1, "Extra inputs"),
         (("graph",), "../model.onnx", "pattern"),
@@ -277,3 +278,59 @@ def test_the_card_tells_of_the_gate() -> None:
     assert "apical four chamber view in no loop with a probability of at least 0.7 over 4 frames" in text
     assert "Labels believed without looking: 1." in text
     assert "view check" not in model_card(draft(Modality.ECHO))
+
+
+def _wide(**changes: Any) -> dict[str, Any]:
+    """An ECG manifest of schema 3 with two intervals, the second of which may be changed."""
+    document = json.loads(draft(Modality.ECG, schema_version=3, wide_intervals=wide_intervals()).model_dump_json())
+    document["wide_intervals"] |= changes
+    return document
+
+
+def test_older_schemas_know_no_wide_intervals() -> None:
+    """Manifests of schemas 1 and 2 are written as they always were, read back, and may not have a second interval."""
+    for document in (_json(), _gated()):
+        assert "wide_intervals" not in document
+        assert m.ManifestDraft.model_validate(document).wide_intervals is None
+        with pytest.raises(ValidationError, match="schema 3 for a bundle with wide intervals"):
+            m.ManifestDraft.model_validate({**document, "wide_intervals": _wide()["wide_intervals"]})
+
+
+def test_wide_intervals_survive_json() -> None:
+    """A manifest of schema 3 comes back with both intervals and says that it has no gate."""
+    document = _wide()
+    found = m.ManifestDraft.model_validate(document)
+    assert found == draft(Modality.ECG, schema_version=3, wide_intervals=wide_intervals())
+    assert (document["gate"], document["wide_intervals"]["coverage_percent"]) == (None, 95.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conformal_quantiles": [10.0, 10.0]}, "a wide interval for each of 3 estimates; found 2"),
+        ({"conformal_quantiles": [10.0, 4.9, 10.0]}, "wide intervals that hold the first ones"),
+        ({"coverage_percent": 90.0}, "wide intervals that cover more than 90 percent"),
+        ({"conformal_quantiles": []}, "at least 1 item"),
+        ({"half_widths": [1.0]}, "Extra inputs"),
+    ],
+)
+def test_contradictory_wide_intervals_are_refused(changes: dict[str, Any], message: str) -> None:
+    """A second interval is there for every estimate, holds the first, and covers more."""
+    with pytest.raises(ValidationError, match=message):
+        m.ManifestDraft.model_validate(_wide(**changes))
+
+
+def test_wide_intervals_are_for_ecg() -> None:
+    """The other engines state one interval."""
+    document = {**_gated(), "schema_version": 3, "wide_intervals": _wide()["wide_intervals"]}
+    with pytest.raises(ValidationError, match="wide intervals for ECG only"):
+        m.ManifestDraft.model_validate(document)
+
+
+def test_the_card_tells_of_both_intervals() -> None:
+    """Whoever reads the card finds both half widths of each estimate with their coverage and unit."""
+    text = model_card(draft(Modality.ECG, schema_version=3, wide_intervals=wide_intervals()))
+    assert "- rvef: 90 % conformal interval, half width 5 %." in text
+    assert "- rvef: 95 % conformal interval besides, half width 15 %." in text
+    assert "- cardiac_output: 95 % conformal interval besides, half width 10 l/min." in text
+    assert "besides" not in model_card(draft(Modality.ECG))

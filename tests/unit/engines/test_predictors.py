@@ -203,6 +203,30 @@ def test_ecg_gives_estimates_and_conditions(folder: Path) -> None:
     assert [p.decision for p in prediction.probabilities] == [False, None, None, None, True, True]
 
 
+def test_ecg_states_both_intervals(tmp_path: Path) -> None:
+    """A bundle of schema 3 gives each estimate a second interval; what is cut off at a limit is said."""
+    bundles.write_tiny(tmp_path / "ecg", schema_version=3, wide_intervals=bundles.wide_intervals())
+    script = _answering(estimates=[92.0, 48.0, 50.0], disease_logits=[0.0] * 6)
+    prediction = _predictor(tmp_path, Modality.ECG, script).predict([_single(Modality.ECG)])
+    first = [(each.interval.low, each.interval.high, each.interval.coverage_percent) for each in prediction.estimates]
+    assert first == [(87.0, 97.0, 90.0), (43.0, 53.0, 90.0), (45.0, 55.0, 90.0)]
+    wide = [each.wide_interval for each in prediction.estimates if each.wide_interval is not None]
+    assert [(each.low, each.high, each.coverage_percent) for each in wide] == [
+        (82.0, 100.0, 95.0),
+        (33.0, 63.0, 95.0),
+        (40.0, 60.0, 95.0),
+    ]
+    assert "LVEF: the 95 % interval is cut off at the limits of 0 to 100 %." in prediction.notes
+    assert sum("cut off" in note for note in prediction.notes) == 1
+
+
+def test_a_bundle_with_one_interval_states_one(folder: Path) -> None:
+    """Bundles of older schemas stay what they were."""
+    script = _answering(estimates=[55.0, 48.0, 5.5], disease_logits=[0.0] * 6)
+    prediction = _predictor(folder, Modality.ECG, script).predict([_single(Modality.ECG)])
+    assert [each.wide_interval for each in prediction.estimates] == [None] * 3
+
+
 @pytest.mark.parametrize("distance", [0.0, 99.0])
 def test_every_ecg_report_says_inferred_from_an_ecg(folder: Path, distance: float) -> None:
     """With a number or without, the first note says that nothing was measured on images."""

@@ -48,7 +48,13 @@ REPORTED = StudyOutcome(
     source="urn:orthanc:test",
     engine=ENGINE,
     estimates=(
-        Estimate(quantity="lvef", value=38.2, unit="%", interval=Interval(low=30.0, high=46.4, coverage_percent=90.0)),
+        Estimate(
+            quantity="lvef",
+            value=38.2,
+            unit="%",
+            interval=Interval(low=30.0, high=46.4, coverage_percent=90.0),
+            wide_interval=Interval(low=25.5, high=50.9, coverage_percent=95.0),
+        ),
     ),
     out_of_distribution_score=0.4,
     report=ReportReference(
@@ -142,13 +148,21 @@ def test_golden_outcomes_are_read_for_ever(path: Path) -> None:
 
 
 def test_an_outcome_names_the_plan_and_the_fallback() -> None:
-    """Minor version 1 says which plan computed and why a fallback did; both are null where there is none."""
-    assert REPORTED.headers()["ce_dataschema"].endswith("/1.1.json")
+    """From minor version 1 on an outcome says which plan computed and why a fallback did; both are null where there is none."""
+    assert REPORTED.headers()["ce_dataschema"].endswith("/1.2.json")
     engine = json.loads(REPORTED.value())["engine"]
     assert (engine["plan_sha256"], engine["fallback"]) == (ENGINE.plan_sha256, ENGINE.fallback)
     plain = replace(REPORTED, engine=replace(ENGINE, plan_sha256=None, fallback=None))
     assert (engine := json.loads(plain.value())["engine"])["plan_sha256"] is None
     assert engine["fallback"] is None
+
+
+def test_an_outcome_states_the_second_interval() -> None:
+    """Minor version 2 gives each estimate a second interval, which is null where the engine states one."""
+    (first,) = json.loads(REPORTED.value())["estimates"]
+    assert first["wide_interval"] == {"low": 25.5, "high": 50.9, "coverage_percent": 95.0}
+    (plain,) = (replace(each, wide_interval=None) for each in REPORTED.estimates)
+    assert json.loads(replace(REPORTED, estimates=(plain,)).value())["estimates"][0]["wide_interval"] is None
 
 
 def test_the_newest_golden_outcome_is_what_is_written_now() -> None:

@@ -6,14 +6,17 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from engines.bundle.reader import load_bundle, released_bundle
+from engines.records import Modality
 from stream_processors.cli import main
-from stream_processors.local import arrivals, verify
+from stream_processors.local import arrivals, bars, verify
 from stream_processors.local.arrivals import make_phantoms
 from stream_processors.local.bars import accuracy_of, missed_bars
 from stream_processors.local.ledger import Account
@@ -187,7 +190,7 @@ def test_bars_are_held_from_a_hundred_studies(right: int, refused: int, wrong: i
     verdicts = ["right"] * right + ["refused"] * refused + ["wrong"] * wrong
     found = missed_bars("cmr", [{"verdict": verdict} for verdict in verdicts])
     assert [sentence.partition(";")[0] for sentence in found] == missed
-    assert missed_bars("ecg", [{"verdict": "wrong"}] * 100) == []
+    assert missed_bars("another", [{"verdict": "wrong"}] * 100) == []
 
 
 def echoes(right: int, wrong: int, refused: int, *, error: float = 2.0, width: float = 12.0) -> list[dict[str, Any]]:
@@ -230,6 +233,72 @@ def test_error_and_width_are_of_the_studies_with_a_number() -> None:
     found = accuracy_of([*echoes(1, 0, 2, error=1.0, width=10.0), *echoes(1, 0, 0, error=-4.0, width=20.0)])
     assert found is not None
     assert found.line == "mean absolute error 2.50 median interval width 15.00 EF points"
+
+
+CARD = {"lvef_r_squared": 0.60, "lvef_demographics_only_r_squared": 0.20}
+
+
+def ecgs(*, inside: int = 160, refused: int = 0, of: int = 200, r_squared: float = 0.60) -> list[dict[str, Any]]:
+    """Judged ECG studies whose LVEF is 40 or 60 %, with errors that make this R2."""
+    error = 10.0 * (1.0 - r_squared) ** 0.5
+    found: list[dict[str, Any]] = []
+    for index in range(of - refused):
+        truth = 40.0 if index % 2 else 60.0
+        value = truth + (error if index % 4 < 2 else -error)
+        lvef = {"quantity": "lvef", "value": value, "unit": "%", "interval": {"low": value - 9, "high": value + 9}}
+        verdict = "right" if index < inside else "wrong"
+        judged = {"measurements": [lvef], "truth": {"lvef_percent": truth}, "verdict": verdict}
+        found.append({"outcome": "reported", **judged})
+    empty = {"outcome": "refused", "measurements": [], "truth": {"lvef_percent": 50.0}, "verdict": "refused"}
+    return found + [empty] * refused
+
+
+@pytest.mark.parametrize(
+    ("judged", "missed"),
+    [
+        (ecgs(), []),
+        (ecgs(inside=148), []),
+        (ecgs(inside=172), []),
+        (ecgs(inside=147), ["right of the answered 73.5 %"]),
+        (ecgs(inside=173), ["right of the answered 86.5 %"]),
+        (ecgs(refused=6), []),
+        (ecgs(refused=8), ["refused 4.0 %"]),
+        (ecgs(r_squared=0.65), []),
+        (ecgs(r_squared=0.55), []),
+        (ecgs(r_squared=0.651), ["R2 of LVEF 0.651"]),
+        (ecgs(r_squared=0.549), ["R2 of LVEF 0.549"]),
+        (ecgs(r_squared=0.20), ["R2 of LVEF 0.200", "R2 of LVEF 0.200"]),
+        (ecgs(of=99, inside=0, r_squared=-1.0), []),
+        (ecgs(of=100, refused=100), ["right of the answered 0.0 %", "refused 100.0 %", "no R2, without numbers or"]),
+    ],
+)
+def test_ecg_keeps_coverage_explained_variance_and_refusals(judged: list[dict[str, Any]], missed: list[str]) -> None:
+    """74 to 86 % inside, at most 3 % refused, R2 within 0.05 of the card and above its baseline; from a hundred on."""
+    found = [sentence.partition(";")[0] for sentence in missed_bars("ecg", judged, CARD)]
+    assert [sentence.partition(" with one")[0] for sentence in found] == missed
+
+
+def test_a_card_without_baseline_keeps_no_bar() -> None:
+    """What is to be beaten must be stated: a card that lacks it is a missed bar, not a silent pass."""
+    (missed,) = missed_bars("ecg", ecgs(), {"lvef_r_squared": 0.6})
+    assert missed.startswith("the model card states no lvef_demographics_only_r_squared; release")
+
+
+def test_the_card_is_that_of_the_released_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a card given, the numbers are those that the installed bundle states."""
+    stated = load_bundle(released_bundle(Modality.ECG)).manifest
+    card = {**CARD, "lvef_r_squared": stated.metrics["lvef_r_squared"]}
+    bundle = SimpleNamespace(manifest=SimpleNamespace(metrics=card))
+    monkeypatch.setattr(bars, "load_bundle", lambda path: bundle if path == released_bundle(Modality.ECG) else None)
+    assert missed_bars("ecg", ecgs(r_squared=card["lvef_r_squared"])) == []
+    assert len(missed_bars("ecg", ecgs(r_squared=card["lvef_r_squared"] - 0.06))) == 1
+
+
+def test_r_squared_is_told_where_truths_differ() -> None:
+    """The line of the studies with numbers ends in R2; one and the same truth has none."""
+    found = accuracy_of(ecgs(r_squared=0.6))
+    assert found is not None
+    assert found.line.endswith("EF points R2 0.600")
 
 
 def test_a_class_is_judged_by_the_threshold_of_its_condition() -> None:

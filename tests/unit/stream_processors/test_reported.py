@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from engines.predictions import Prediction
+from engines.predictions import Interval, Prediction
 from engines.records import Modality
 from stream_processors.errors import ReportUnreadable
 from stream_processors.events import Outcome
@@ -36,6 +36,10 @@ def _written(modality: Modality, answer: str, **changes: Any) -> tuple[Predictio
 REPORT = _written(Modality.ECHO, "answered")[1]
 
 
+def _rounded(interval: Interval | None) -> tuple[float, float, float] | None:
+    return interval and (round(interval.low, 1), round(interval.high, 1), interval.coverage_percent)
+
+
 @pytest.mark.parametrize("modality", Modality)
 @pytest.mark.parametrize("answer", ["answered", "undecided"])
 def test_numbers_read_back_to_the_digits_of_the_report(modality: Modality, answer: str) -> None:
@@ -51,6 +55,8 @@ def test_numbers_read_back_to_the_digits_of_the_report(modality: Modality, answe
         assert read.interval.high == pytest.approx(round(said.interval.high, 1))
         assert read.interval.coverage_percent == said.interval.coverage_percent
         assert read.between_clip_sd == said.between_clip_sd
+        assert _rounded(read.wide_interval) == _rounded(said.wide_interval)
+        assert (read.wide_interval is None) == (modality is not Modality.ECG)
     for seen, stated in zip(content.probabilities, prediction.probabilities, strict=True):
         assert seen.condition == stated.condition
         assert seen.probability == pytest.approx(stated.probability, abs=0.0005)

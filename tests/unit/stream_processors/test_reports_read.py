@@ -42,6 +42,12 @@ def test_an_answer_reads_back(modality: Modality) -> None:
         assert (number.value, number.interval_low, number.interval_high) == expected
         assert number.coverage_percent == 90
         assert number.between_clip_sd == estimate.between_clip_sd
+        if estimate.wide_interval is None:
+            assert (number.wide_interval, number.wide_coverage_percent) == (None, None)
+        else:
+            wide = estimate.wide_interval
+            assert number.wide_interval == (round(wide.low, 1), round(wide.high, 1))
+            assert number.wide_coverage_percent == 95
     assert [(number.quantity, number.value, number.decision) for number in read.probabilities] == [
         (probability.condition, 83.1, "present") for probability in prediction.probabilities
     ]

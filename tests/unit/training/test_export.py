@@ -21,7 +21,7 @@ from training.data.heart_arrays import HeartArrays
 from training.data.splits import split_hearts
 from training.data.targets import COLUMNS, LVEF_CONDITIONS
 from training.evaluate import metrics_of
-from training.onnx_graph import ParityError, check_parity, export_graph, run_graph
+from training.onnx_graph import ParityError, check_direction, check_parity, export_graph, run_graph
 from training.outputs import HeartOutputs, heart_outputs
 from training.postprocess import cmr_postprocess, distance_limit, ecg_postprocess, echo_postprocess
 from training.signature import input_spec, output_specs
@@ -87,6 +87,20 @@ def test_a_graph_of_other_weights_is_refused() -> None:
         list(network.parameters())[-1].add_(0.01)
     with pytest.raises(ParityError, match="differ by"):
         check_parity(graph, network, spec.name, _inputs(config, 2))
+
+
+def test_an_embedding_that_points_elsewhere_is_refused() -> None:
+    """The embedding of an ECG keeps its direction to a cosine above 0.9999, whatever the tolerance of the other outputs."""
+    config, network = _network("ecg_cmr_small")
+    spec = input_spec(config.data.preprocess)
+    graph, inputs = _graph("ecg_cmr_small"), _inputs(config, 3)
+    assert check_direction(graph, network, spec.name, inputs) > 0.999999
+    hook = network.register_forward_hook(
+        lambda _module, _given, found: {**found, "embedding": found["embedding"] + 0.5}
+    )
+    with pytest.raises(ParityError, match="a cosine of"):
+        check_direction(graph, network, spec.name, inputs)
+    hook.remove()
 
 
 def test_outputs_are_grouped_by_heart(tiny_config: RunConfig, tiny_arrays: HeartArrays) -> None:
