@@ -37,6 +37,7 @@ _COUNT = click.IntRange(min=1)
     help="Phantoms of the standard and the easy set, for each seed; 70 % train, 15 % choose, 15 % are asked.",
 )
 @click.option("--seeds", type=_COUNT, default=3, show_default=True, help="How many.")
+@click.option("--easy-seeds", type=_COUNT, default=1, show_default=True, help="Of them, for the easy set.")
 @click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them.")
 @click.option("--epochs", type=_COUNT, help="Another number of epochs in every stage, for a trial.")
 @click.option(

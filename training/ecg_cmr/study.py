@@ -29,7 +29,7 @@ from training.ecg_cmr.evaluation import DRAWS
 from training.ecg_cmr.measurements import Comparison, document
 from training.ecg_cmr.neural_probes import FINE_TUNING, PEER_MLP
 from training.ecg_cmr.outcome import VARIANTS, Outcome
-from training.ecg_cmr.pair_source import PairSource
+from training.ecg_cmr.pair_source import PairSource, PhantomPairs
 from training.ecg_cmr.preparation import cmr_volume_published, cmr_volume_small, ecg_of_pairs, phantom_pairs
 from training.ecg_cmr.protocol import Job, Pairs, Probing, run_job
 from training.ecg_cmr.requirements import as_markdown, as_rows, requirements
@@ -61,6 +61,8 @@ PROBING: Mapping[Size, Probing] = {
 _PHANTOMS = "Trained and tested on digital phantoms. Not for clinical use."
 _PATIENTS = "Trained and tested on a data set of patients by a research protocol. Not for clinical use."
 _SEEDS_APART = 100
+EASY_SHARES = {"training": 88, "validation": 6, "test": 6}
+"""Percent; what the easy set is asked for is retrieval, and the gallery is its test part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class StudyOptions:
         docs: folder that receives table and numbers; None writes them below ``out`` only.
         sizes: phantoms of the standard and of the easy set, for each seed; 0 leaves the easy set out.
         seeds: how many.
+        easy_seeds: how many of them the easy set is run on.
         first_seed: the first of them.
         epochs: of every stage, for trials; None as the recipes say.
         workers: processes; each makes pairs, then trains a seed.
@@ -91,6 +94,7 @@ class StudyOptions:
     docs: Path | None
     sizes: tuple[int, int]
     seeds: int
+    easy_seeds: int
     first_seed: int
     epochs: int | None
     workers: int
@@ -177,17 +181,22 @@ def _sets(options: StudyOptions) -> list[_Set]:
     if options.data is not None:
         return [_ukbb(options, options.data, probing)]
     standard, easy = options.sizes
-    sets = [_phantoms(options, "standard", standard, probing)]
+    sets = [_phantoms("standard", _pairs_of(options, "standard", standard), probing)]
     if easy:
-        sets.append(_phantoms(options, "easy", easy, replace(probing, kinds=("linear",))))
+        pairs = {seed: replace(each, shares=EASY_SHARES) for seed, each in _pairs_of(options, "easy", easy).items()}
+        first = dict(list(pairs.items())[: options.easy_seeds])
+        sets.append(_phantoms("easy", first, replace(probing, kinds=("linear",))))
     return sets
 
 
-def _phantoms(options: StudyOptions, cohort: PhantomCohort, patients: int, probing: Probing) -> _Set:
-    sources: dict[int, PairSource] = {
+def _pairs_of(options: StudyOptions, cohort: PhantomCohort, patients: int) -> dict[int, PhantomPairs]:
+    return {
         seed: replace(phantom_pairs(seed=seed, patients=patients, cohort=cohort), cmr=_cmr(options.size))
         for seed in _seeds(options)
     }
+
+
+def _phantoms(cohort: PhantomCohort, sources: Mapping[int, PhantomPairs], probing: Probing) -> _Set:
     words = f"digital phantoms, {cohort} set, other hearts for each seed; a disease counts whether diagnosed before or after"
     return _Set(name=cohort, words=words, sources=sources, columns=PHANTOM_COLUMNS, probing=probing)
 
