@@ -1,8 +1,7 @@
 """A released bundle as the torch network it was exported from, with the weights that stand in its graph.
 
-A bundle holds no torch form. Its graph keeps most weights under their names; batch norms are folded into the
-convolutions before them, so here they pass everything through and add the folded bias. What has no name is found by the
-named bias it is added to. Whether the result is the released network is for the golden vectors to say, not for this.
+A bundle holds no torch form. Its graph keeps most weights under their names; what has no name is found by the named bias it
+is added to. Whether the result is the released network is for the golden vectors to say, not for this.
 """
 
 from __future__ import annotations
@@ -45,41 +44,22 @@ def torch_network(bundle: Bundle) -> nn.Module:
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def _plain(bundle: Bundle, model: Any, weights: Weights) -> nn.Module:
-    """A convolutional network."""
-    from training.models.ecg_resnet import EcgResNet
+def _transformer(bundle: Bundle, model: Any, weights: Weights) -> nn.Module:
+    """The vision transformer on an ECG with its probes; its recipe has the name of the bundle."""
+    from torch import nn
 
-    network = EcgResNet.small()
+    from training.config import load_recipe
+    from training.ecg_cmr.config import EcgCmrRun
+    from training.models.ecg_vit import EcgVit, EcgVitNet
+
+    run = load_recipe(bundle.manifest.name.replace("-", "_"))
+    assert isinstance(run, EcgCmrRun)
+    widths = {tensor.name: tensor.shape[1] for tensor in bundle.manifest.outputs if tensor.name != "embedding"}
+    probes = {name: nn.Linear(run.encoder.width, width) for name, width in widths.items()}
+    network = EcgVitNet(EcgVit(run.encoder), probes)
     named = {name.removeprefix(_PREFIX): array for name, array in weights.items()}
-    _load(network, {key: _unfolded(key, named, value) for key, value in network.state_dict().items()})
+    _load(network, {key: {**named, **dict(_beside_their_bias(model, weights))}[key] for key in network.state_dict()})
     return network
-
-
-def _unfolded(key: str, named: Weights, value: Any) -> NDArray[Any]:
-    """A weight of the network; a batch norm becomes the addition of the convolution's folded bias."""
-    if key in named:
-        return named[key]
-    path, _, field = key.rpartition(".")
-    parent = path.removesuffix("norm")
-    shape = tuple(value.shape)
-    match field:
-        case "bias":
-            return next(
-                named[name]
-                for name in (f"{parent}convolution.weight_bias", f"{parent}second.weight_bias")
-                if name in named
-            )
-        case "running_var":
-            return np.full(shape, 1.0 - _EPSILON, np.float32)
-        case "weight":
-            return np.ones(shape, np.float32)
-        case "running_mean" | "num_batches_tracked":
-            return np.zeros(shape, np.asarray(value).dtype)
-    raise KeyError(key)
-
-
-_EPSILON = 1e-5
-"""Of torch's batch norms: variance and epsilon come to one."""
 
 
 def _space_time(bundle: Bundle, model: Any, weights: Weights) -> nn.Module:
@@ -157,7 +137,7 @@ def _head(model: Any, weights: Weights, width: int) -> Iterator[tuple[str, NDArr
     yield "classifier.frame", next(array[:, 0] for array in others.values() if array.shape == (2, 1, width))
 
 
-_FORMS = {Modality.CMR: _field, Modality.ECG: _plain, Modality.ECHO: _space_time}
+_FORMS = {Modality.CMR: _field, Modality.ECG: _transformer, Modality.ECHO: _space_time}
 
 
 def _load(network: nn.Module, state: Weights) -> None:

@@ -8,10 +8,12 @@ import pytest
 
 from engines.bundle.reader import RELEASED, load_bundle
 from training.config import load_recipe
+from training.ecg_cmr.config import EcgCmrRun
+from training.ecg_cmr.release_plan import release_plan
 from training.signature import input_spec
 
 REPOSITORY = Path(__file__).parents[3]
-RELEASES = {"echo_ef": "coreecho_small", "cmr_risk": "enf_small", "ecg_cmr": "ecg_cmr_small"}
+RELEASES = {"echo_ef": "coreecho_small", "cmr_risk": "enf_small", "ecg_cmr": "ecg_cmr_triplet_small"}
 LARGEST_BYTES = {"echo_ef": 6_000_000, "cmr_risk": 12_000_000, "ecg_cmr": 6_000_000}
 
 
@@ -19,9 +21,20 @@ LARGEST_BYTES = {"echo_ef": 6_000_000, "cmr_risk": 12_000_000, "ecg_cmr": 6_000_
 def test_a_released_bundle_is_the_product_of_its_recipe(folder: str, recipe: str) -> None:
     """Name, version, modality, preprocessing and input are those of the recipe."""
     manifest, config = load_bundle(RELEASED / folder).manifest, load_recipe(recipe)
-    assert (manifest.name, manifest.version) == (config.bundle.name, config.bundle.version)
-    assert manifest.preprocess == config.data.preprocess
-    assert manifest.inputs == (input_spec(config.data.preprocess),)
+    released = release_plan(config) if isinstance(config, EcgCmrRun) else config
+    assert (manifest.name, manifest.version) == (released.bundle.name, released.bundle.version)
+    assert manifest.preprocess == released.data.preprocess
+    assert manifest.inputs == (input_spec(released.data.preprocess),)
+
+
+def test_the_released_ecg_says_all_that_its_plan_asks() -> None:
+    """Quantities with two intervals each, six probabilities, and R2 of the ECG above that of demographics alone."""
+    plan, manifest = release_plan(load_recipe(RELEASES["ecg_cmr"])), load_bundle(RELEASED / "ecg_cmr").manifest
+    assert tuple(each.quantity for each in manifest.postprocess.estimates) == plan.quantities
+    assert tuple(each.condition for each in manifest.postprocess.conditions) == plan.diseases
+    assert manifest.wide_intervals is not None
+    assert manifest.wide_intervals.coverage_percent == plan.wide_coverage_percent
+    assert manifest.metrics["lvef_r_squared"] > manifest.metrics["lvef_demographics_only_r_squared"]
 
 
 @pytest.mark.parametrize("folder", RELEASES)
