@@ -169,3 +169,22 @@ class Prediction:
         if self.picture is not None and not answered:
             msg = "an abstention carries no picture: it would show what the engine declines to say"
             raise ValueError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossModal:
+    """How alike an ECG and cardiac MR images of one patient are.
+
+    Args:
+        cosine: -1 to 1.
+        own_percent: share of known pairs of one patient that are less similar, 0 to 100.
+        others_percent: share of pairs of two patients that are less similar, 0 to 100.
+        below_limit: whether that is unusually little for one patient.
+        embedding: of the images, in the space shared with the ECG.
+    """
+
+    cosine: float
+    own_percent: float
+    others_percent: float
+    below_limit: bool
+    embedding: tuple[float, ...]

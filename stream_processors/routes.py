@@ -22,6 +22,7 @@ from engines.decode.spool import Spool
 from engines.decode.study import StudyReading
 from engines.predictions import ModelIdentity, Prediction
 from engines.predictors.base import Predictor
+from engines.preprocess.cmr_volume import CmrVolumeSpec
 from engines.preprocess.registry import Prepared
 from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
@@ -37,7 +38,7 @@ _log = structlog.get_logger("stream_processors.routes")
 class Sandbox(Protocol):
     """Reads and prepares a study where a hostile file can do no harm: ``engines.decode.sandbox.DecodeSandbox``."""
 
-    def read_study(self, modality: Modality, spool: Spool, spec: PreprocessSpec) -> StudyReading:
+    def read_study(self, modality: Modality, spool: Spool, spec: PreprocessSpec | CmrVolumeSpec) -> StudyReading:
         """Prepared arrays and headers, or a refusal."""
 
     def close(self) -> None:

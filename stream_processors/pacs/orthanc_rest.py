@@ -8,7 +8,7 @@ checked. Every error of httpx and every status code leaves as one of ``stream_pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from typing import Any
 
 import httpx
 
-from orthanc_plugin.wire.events import StudyReady, is_uid
+from engines.records import Modality
+from orthanc_plugin.wire.events import is_uid
 from stream_processors.errors import (
     ClaimEnded,
     ClaimExpired,
@@ -32,7 +33,8 @@ from stream_processors.errors import (
     from_foreign,
 )
 from stream_processors.events import Stored
-from stream_processors.pacs.client import EncodedReport, InstanceSink
+from stream_processors.pacs.client import EncodedReport, InstanceSink, Partner, ToFetch
+from stream_processors.pacs.partners import find_partners
 from stream_processors.settings import RestSettings
 
 _ORTHANC_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
@@ -87,7 +89,7 @@ class OrthancRest:
         response = self._get("/purkinje/status", "asking the plugin for its status")
         return None if response is None else dict(_parsed(response, "asking the plugin for its status"))
 
-    def fetch(self, claim: StudyReady, sink: InstanceSink) -> tuple[str, ...]:
+    def fetch(self, claim: ToFetch, sink: InstanceSink) -> tuple[str, ...]:
         instances = self._list(claim)
         size_bytes = sum(instance.size_bytes for instance in instances)
         if size_bytes > self._largest_study_bytes:
@@ -114,6 +116,26 @@ class OrthancRest:
         files = (self._get(f"/instances/{pacs_id}/file", "reading an earlier report") for pacs_id in instances)
         return tuple(response.content for response in files if response is not None)
 
+    def partners_of(self, study_instance_uid: str, modality: Modality, *, window_days: int) -> tuple[Partner, ...]:
+        return find_partners(self, _require_uid(study_instance_uid), modality, window_days=window_days)
+
+    def studies(self, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Orthanc's description of every study with these elements; ``*``, ``?`` and a backslash select several."""
+        doing = "looking for studies of the same patient"
+        asked = {"Level": "Study", "Query": query, "Expand": True, "CaseSensitive": True}
+        return list(_parsed(self._post("/tools/find", doing, json=asked), doing))
+
+    def series_of(self, pacs_study_id: str) -> list[dict[str, Any]]:
+        """Orthanc's description of every series of a study; none where it is gone."""
+        doing = "listing a study of the same patient"
+        response = self._get(f"/studies/{_checked_id(pacs_study_id)}/series", doing)
+        return [] if response is None else list(_parsed(response, doing))
+
+    def element(self, pacs_instance_id: str, tag: str) -> str:
+        """Value of one element of an instance, empty where it has none (``0010-0021``)."""
+        response = self._get(f"/instances/{_checked_id(pacs_instance_id)}/content/{tag}", "reading one element")
+        return "" if response is None else response.content.decode("latin-1").strip(" \0")
+
     def store(self, report: EncodedReport) -> Stored:
         headers = {"content-type": "application/dicom"}
         response = self._post("/instances", "storing the report", content=report.content, headers=headers)
@@ -133,7 +155,7 @@ class OrthancRest:
     def close(self) -> None:
         self._http.close()
 
-    def _list(self, claim: StudyReady) -> list[_Listed]:
+    def _list(self, claim: ToFetch) -> list[_Listed]:
         listed = [self._list_series(series.pacs_series_id) for series in claim.series]
         if all(instances is None for instances in listed):
             msg = "none of the announced series is left in the PACS"
@@ -172,7 +194,7 @@ class OrthancRest:
             _check(response, "fetching an instance", reading=True)
             sink.append(response.iter_bytes(_CHUNK_BYTES))
 
-    def _changed(self, claim: StudyReady) -> ClaimEnded:
+    def _changed(self, claim: ToFetch) -> ClaimEnded:
         left = (self._list_series(series.pacs_series_id) for series in claim.series)
         if all(instances is None for instances in left):
             return ClaimExpired("the study was deleted while it was being read")

@@ -1,0 +1,78 @@
+"""The finding of the cross-modal check: one form in an event, one in a report, and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.predictions import CrossModal
+from engines.records import Modality
+from stream_processors.cross_modal import CrossModalFinding
+from tests.doubles.cross_modal import ALIKE
+
+FOUND = CrossModalFinding(
+    partner_study_instance_uid="1.2.9", partner_modality=Modality.CMR, days_apart=2, similarity=ALIKE
+)
+REASON = "There is no short-axis cine = nothing to compare."
+NOT_COMPARED = replace(FOUND, similarity=None, not_compared=REASON)
+PERCENT = st.floats(0, 100)
+
+
+@given(cosine=st.floats(-1, 1), own=PERCENT, others=PERCENT, below=st.booleans())
+def test_a_comparison_reads_back_to_the_digits_of_the_report(
+    cosine: float, own: float, others: float, below: bool
+) -> None:
+    """Three decimals of the cosine, one of the shares, no minus zero, no embedding."""
+    made = CrossModal(cosine=cosine, own_percent=own, others_percent=others, below_limit=below, embedding=(1.0,))
+    stated = replace(FOUND, similarity=made).parameters()
+    read = CrossModalFinding.from_parameters({"name": "purkinje-ecg", **stated})
+    assert read is not None
+    assert read.similarity == CrossModal(
+        cosine=round(cosine, 3),
+        own_percent=round(own, 1),
+        others_percent=round(others, 1),
+        below_limit=below,
+        embedding=(),
+    )
+    assert not [value for value in stated.values() if value.startswith("-0.0") and float(value) == 0]
+    assert not [name for name in stated if "embedding" in name]
+    assert read.parameters() == stated
+
+
+def test_a_reason_reads_back() -> None:
+    """Why nothing was compared comes back as it was said."""
+    assert CrossModalFinding.from_parameters(NOT_COMPARED.parameters()) == NOT_COMPARED
+
+
+def test_a_report_without_the_check_has_no_finding() -> None:
+    """Parameters of other things are none of this."""
+    assert CrossModalFinding.from_parameters({"name": "purkinje-ecg", "runtime": "onnxruntime 1"}) is None
+
+
+@pytest.mark.parametrize("name", [name for name in FOUND.parameters() if name != "cross_modal_cosine"])
+def test_a_parameter_that_is_missing_is_an_error(name: str) -> None:
+    """A damaged report is never read as another finding."""
+    stated = FOUND.parameters()
+    del stated[name]
+    with pytest.raises(KeyError):
+        CrossModalFinding.from_parameters(stated)
+
+
+def test_a_finding_is_a_comparison_or_a_reason() -> None:
+    """Never both and never neither."""
+    for changes in ({"similarity": None}, {"not_compared": REASON}):
+        with pytest.raises(ValueError, match="exactly one"):
+            replace(FOUND, **changes)  # type: ignore[arg-type]
+
+
+def test_only_a_comparison_takes_an_embedding() -> None:
+    """What was read gets the embedding of what was just made, and is otherwise as read."""
+    read = CrossModalFinding.from_parameters(FOUND.parameters())
+    assert read is not None
+    assert read.with_embedding(FOUND).event()["embedding"] == [0.6, -0.8]
+    assert read.with_embedding(FOUND).event()["cosine"] == 0.412
+    assert read.with_embedding(None) == read
+    assert NOT_COMPARED.with_embedding(FOUND) == NOT_COMPARED
