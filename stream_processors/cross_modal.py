@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
-from engines.predictions import CrossModal
+from engines.predictors.similarity import Similarity
 from engines.records import Modality
 
 PARTNERS: Final = {Modality.ECG: Modality.CMR, Modality.CMR: Modality.ECG}
@@ -30,17 +30,21 @@ class CrossModalFinding:
         partner_study_instance_uid: of the study of the same patient.
         partner_modality: what it holds.
         days_apart: between both Study Dates.
+        bundle_sha256: of the engine that compares; for a cardiac MR study another one than that of its answer.
         similarity: what was found, or None.
+        embedding: of the images, in the space shared with the ECG; empty where a report was read, which keeps none.
         not_compared: why there is no similarity, as the end of a sentence, or None.
 
     Raises:
-        ValueError: both or neither of the last two are given.
+        ValueError: both or neither of similarity and reason are given.
     """
 
     partner_study_instance_uid: str
     partner_modality: Modality
     days_apart: int
-    similarity: CrossModal | None = None
+    bundle_sha256: str
+    similarity: Similarity | None = None
+    embedding: tuple[float, ...] = ()
     not_compared: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,11 +59,12 @@ class CrossModalFinding:
             "partner_study_instance_uid": self.partner_study_instance_uid,
             "partner_modality": self.partner_modality.value,
             "days_apart": self.days_apart,
+            "bundle_sha256": self.bundle_sha256,
             "cosine": None if said is None else said.cosine,
             "own_percent": None if said is None else said.own_percent,
             "others_percent": None if said is None else said.others_percent,
             "below_limit": None if said is None else said.below_limit,
-            "embedding": None if said is None else [round(each, _EMBEDDING_DIGITS) + 0.0 for each in said.embedding],
+            "embedding": None if said is None else [round(each, _EMBEDDING_DIGITS) + 0.0 for each in self.embedding],
             "not_compared": self.not_compared,
         }
 
@@ -69,6 +74,7 @@ class CrossModalFinding:
             "partner_study_instance_uid": self.partner_study_instance_uid,
             "partner_modality": self.partner_modality.value,
             "days_apart": str(self.days_apart),
+            "bundle_sha256": self.bundle_sha256,
             **({} if self.not_compared is None else {"not_compared": self.not_compared}),
             **({} if self.similarity is None else _numbers(self.similarity)),
         }
@@ -89,18 +95,17 @@ class CrossModalFinding:
             partner_study_instance_uid=stated["partner_study_instance_uid"],
             partner_modality=Modality(stated["partner_modality"]),
             days_apart=int(stated["days_apart"]),
+            bundle_sha256=stated["bundle_sha256"],
             similarity=_similarity(stated) if "cosine" in stated else None,
             not_compared=stated.get("not_compared"),
         )
 
     def with_embedding(self, found: CrossModalFinding | None) -> CrossModalFinding:
         """The finding with the embedding of the one that was just made, which no report keeps."""
-        if self.similarity is None or found is None or found.similarity is None:
-            return self
-        return replace(self, similarity=replace(self.similarity, embedding=found.similarity.embedding))
+        return self if found is None else replace(self, embedding=found.embedding)
 
 
-def cosine_text(similarity: CrossModal) -> str:
+def cosine_text(similarity: Similarity) -> str:
     """The cosine as everybody reads it."""
     return f"{round(similarity.cosine, _COSINE_DIGITS) + 0.0:.{_COSINE_DIGITS}f}"
 
@@ -110,7 +115,7 @@ def percent_text(percent: float) -> str:
     return f"{round(percent, _PERCENT_DIGITS) + 0.0:.{_PERCENT_DIGITS}f}"
 
 
-def _numbers(similarity: CrossModal) -> dict[str, str]:
+def _numbers(similarity: Similarity) -> dict[str, str]:
     return {
         "cosine": cosine_text(similarity),
         "own_percent": percent_text(similarity.own_percent),
@@ -119,11 +124,18 @@ def _numbers(similarity: CrossModal) -> dict[str, str]:
     }
 
 
-def _similarity(stated: Mapping[str, str]) -> CrossModal:
-    return CrossModal(
-        cosine=float(stated["cosine"]),
-        own_percent=float(stated["own_percent"]),
-        others_percent=float(stated["others_percent"]),
+def _similarity(stated: Mapping[str, str]) -> Similarity:
+    return Similarity(
+        cosine=_within(stated["cosine"], -1.0, 1.0),
+        own_percent=_within(stated["own_percent"], 0.0, 100.0),
+        others_percent=_within(stated["others_percent"], 0.0, 100.0),
         below_limit=_TRUTH[stated["below_limit"]],
-        embedding=(),
     )
+
+
+def _within(text: str, low: float, high: float) -> float:
+    number = float(text)
+    if not low <= number <= high:
+        msg = f"a number of the cross-modal check lies outside {low:g} to {high:g}"
+        raise ValueError(msg)
+    return number

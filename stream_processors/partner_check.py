@@ -7,20 +7,23 @@ Called by ``pipeline``; one for all lanes.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import structlog
 
 from engines.decode.spool import Spool
 from engines.decode.study import StudyReading
-from engines.errors import DeviceLost, EngineError, NotApplicable, Refusal
-from engines.predictions import CrossModal
+from engines.errors import BundleError, DeviceLost, EngineError, NotApplicable, Refusal
+from engines.predictions import CrossModal, ModelIdentity
+from engines.predictors.cross_modal import load_cross_modal
+from engines.predictors.similarity import Similarity
 from engines.preprocess.cmr_volume import CmrVolumeSpec
 from engines.preprocess.registry import Prepared
-from engines.preprocess.spec import EcgSpec
+from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
+from engines.runtime.open import Opener
 from orthanc_plugin.wire.events import StudyReady
 from stream_processors.cross_modal import PARTNERS, CrossModalFinding
 from stream_processors.errors import (
@@ -32,7 +35,8 @@ from stream_processors.errors import (
     ResourceExhausted,
 )
 from stream_processors.pacs.client import Partner, StudyReader
-from stream_processors.routes import Sandbox
+from stream_processors.routes import Sandbox, bundle_path, cpu_openers
+from stream_processors.settings import Settings
 
 NAMES: Final = {Modality.ECG: "ECG", Modality.CMR: "cardiac MR"}
 _PASSED_ON: Final = (PacsUnavailable, DeviceLost)
@@ -42,14 +46,18 @@ _log = structlog.get_logger("stream_processors.partner_check")
 
 
 class Comparer(Protocol):
-    """Compares one ECG with one set of images: ``engines.predictors.cross_modal.CrossModalCheck``."""
+    """Compares one ECG with one set of images, for several threads: ``engines.predictors.cross_modal.CrossModalCheck``."""
 
     @property
     def window_days(self) -> int:
         """Largest distance of the studies of a pair."""
 
     @property
-    def ecg_spec(self) -> EcgSpec:
+    def identity(self) -> ModelIdentity:
+        """Which engine it belongs to."""
+
+    @property
+    def ecg_spec(self) -> PreprocessSpec:
         """How the ECG is prepared."""
 
     @property
@@ -61,6 +69,28 @@ class Comparer(Protocol):
 
     def close(self) -> None:
         """Give memory back."""
+
+
+Load = Callable[[Path, Sequence[str], Mapping[str, Opener]], Comparer | None]
+"""Opens and verifies what a bundle compares with: ``engines.predictors.cross_modal.load_cross_modal``."""
+
+
+def open_partner_check(settings: Settings, reader: StudyReader, load: Load = load_cross_modal) -> PartnerCheck | None:
+    """The check that the ECG bundle holds.
+
+    None where it is switched off, where no lane needs it, or where there is no such bundle or none that compares. One
+    that does not pass its self-test is told to the operator and left out: the engines answer without it.
+    """
+    wanted = settings.cross_modal.enabled and any(modality in PARTNERS for modality in settings.modalities)
+    path = bundle_path(Modality.ECG, settings.engine)
+    if not wanted or not path.is_dir():
+        return None
+    try:
+        comparer = load(path, settings.engine.cpu_runtimes, cpu_openers(settings.engine))
+    except BundleError as error:
+        _log.error("partner_check.left_out", alert=True, message=str(error))
+        return None
+    return None if comparer is None else PartnerCheck(comparer, reader, window_days=settings.cross_modal.window_days)
 
 
 class PartnerCheck:
@@ -76,7 +106,6 @@ class PartnerCheck:
         self._comparer = comparer
         self._reader = reader
         self._window_days = comparer.window_days if window_days is None else window_days
-        self._one_at_a_time = threading.Lock()
 
     def finding(self, claim: StudyReady, spool: Spool, sandbox: Sandbox) -> CrossModalFinding | None:
         """Compare a study with its nearest partner; None where the patient has none.
@@ -99,7 +128,9 @@ class PartnerCheck:
         except _PASSED_ON:
             raise
         except _FAILURES as error:
-            return _not_compared(claim, partners[0], f"this {NAMES[modality]} cannot be used for it: {_said(error)}")
+            return self._not_compared(
+                claim, partners[0], f"this {NAMES[modality]} cannot be used for it: {_said(error)}"
+            )
         found = (self._with(partner, claim, own, sandbox) for partner in partners)
         return next((finding for finding in found if finding is not None), None)
 
@@ -128,7 +159,8 @@ class PartnerCheck:
         modality = PARTNERS[Modality(claim.modality)]
         try:
             other = self._fetched(partner, modality, sandbox)
-            return _compared(claim, partner, self._compare(modality, own, other))
+            found = self._compare(modality, own, other)
+            return self._said_of(partner, modality, similarity=_similarity(found), embedding=found.embedding)
         except (NotApplicable, ClaimEnded):
             return None
         except _PASSED_ON:
@@ -136,7 +168,7 @@ class PartnerCheck:
         except _FAILURES as error:
             if partner.arriving and isinstance(error, Refusal):
                 return None
-            return _not_compared(claim, partner, _said(error))
+            return self._not_compared(claim, partner, _said(error))
 
     def _fetched(self, partner: Partner, modality: Modality, sandbox: Sandbox) -> Prepared:
         with Spool() as spool:
@@ -153,28 +185,29 @@ class PartnerCheck:
 
     def _compare(self, modality: Modality, own: Prepared, other: Prepared) -> CrossModal:
         ecg, cmr = (other, own) if modality is Modality.ECG else (own, other)
-        with self._one_at_a_time:
-            return self._comparer.compare(ecg, cmr)
+        return self._comparer.compare(ecg, cmr)
+
+    def _not_compared(self, claim: StudyReady, partner: Partner, reason: str) -> CrossModalFinding:
+        said = {"study_instance_uid": claim.study_instance_uid, "modality": claim.modality, "message": reason}
+        _log.info("partner.not_compared", **said)
+        return self._said_of(partner, PARTNERS[Modality(claim.modality)], not_compared=reason)
+
+    def _said_of(self, partner: Partner, modality: Modality, **said: Any) -> CrossModalFinding:
+        return CrossModalFinding(
+            partner_study_instance_uid=partner.study_instance_uid,
+            partner_modality=modality,
+            days_apart=partner.days_apart,
+            bundle_sha256=self._comparer.identity.bundle_sha256,
+            **said,
+        )
 
 
-def _compared(claim: StudyReady, partner: Partner, similarity: CrossModal) -> CrossModalFinding:
-    return CrossModalFinding(
-        partner_study_instance_uid=partner.study_instance_uid,
-        partner_modality=PARTNERS[Modality(claim.modality)],
-        days_apart=partner.days_apart,
-        similarity=similarity,
-    )
-
-
-def _not_compared(claim: StudyReady, partner: Partner, reason: str) -> CrossModalFinding:
-    _log.info(
-        "partner.not_compared", modality=claim.modality, study_instance_uid=claim.study_instance_uid, message=reason
-    )
-    return CrossModalFinding(
-        partner_study_instance_uid=partner.study_instance_uid,
-        partner_modality=PARTNERS[Modality(claim.modality)],
-        days_apart=partner.days_apart,
-        not_compared=reason,
+def _similarity(found: CrossModal) -> Similarity:
+    return Similarity(
+        cosine=found.cosine,
+        own_percent=found.own_percent,
+        others_percent=found.others_percent,
+        below_limit=found.below_limit,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -135,9 +136,8 @@ def open_engine(
         BundleError: see ``open_route``.
         DeviceLost: the GPU's context is gone; only a new process gets a new one.
     """
-    path = released_bundle(modality) if settings.bundles is None else settings.bundles / modality.value
-    bundle = load_bundle(path)
-    openers: dict[str, Any] = {name: partial(runner, threads=settings.threads) for name, runner in RUNTIMES.items()}
+    bundle = load_bundle(bundle_path(modality, settings))
+    openers = cpu_openers(settings)
     runner, rejected = open_verified_runner(bundle, settings.cpu_runtimes, openers)
     view_check = open_view_check(
         bundle, settings.cpu_runtimes, openers, trusted=trusted_labels(settings.trusted_view_labels)
@@ -149,6 +149,16 @@ def open_engine(
             bundle, options, cpu=runner, log=lambda sentence: say(message=sentence), building=building, parts=PARTS
         )
     return Predictor(bundle, runner, rejected, view_check)
+
+
+def bundle_path(modality: Modality, settings: EngineSettings) -> Path:
+    """Where the bundle of a modality lies: the site's, or the released one."""
+    return released_bundle(modality) if settings.bundles is None else settings.bundles / modality.value
+
+
+def cpu_openers(settings: EngineSettings) -> dict[str, Any]:
+    """How to open each runtime of the CPU with the threads of the settings."""
+    return {name: partial(runner, threads=settings.threads) for name, runner in RUNTIMES.items()}
 
 
 def trusted_labels(labels: Mapping[ViewAttribute, tuple[str, ...]]) -> tuple[TrustedLabel, ...]:

@@ -12,6 +12,7 @@ from engines.errors import Refusal
 from engines.predictions import CrossModal
 from engines.preprocess.registry import Prepared
 from engines.records import Modality
+from tests.doubles.reports import make_model
 
 ALIKE = CrossModal(
     cosine=0.41239, own_percent=63.96, others_percent=98.5, below_limit=False, embedding=(0.6000000001, -0.8)
@@ -22,6 +23,7 @@ UNLIKE = CrossModal(cosine=-0.0004, own_percent=0.5, others_percent=52.1, below_
 class FakeComparer:
     """Says what it was made with; ``compared`` keeps the first bytes of each pair, ECG first."""
 
+    identity = make_model(Modality.ECG)
     ecg_spec: Any = "how an ECG is prepared"
     cmr_spec: Any = "how images are prepared"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.predictions import CrossModal, Estimate, Interval, ModelIdentity
+from engines.predictions import Estimate, Interval, ModelIdentity
+from engines.predictors.similarity import Similarity
 from engines.records import Modality
 from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, EventError
 from orthanc_plugin.wire.log import LogRecord
@@ -70,9 +71,9 @@ REPORTED = StudyOutcome(
         partner_study_instance_uid="1.2.9",
         partner_modality=Modality.CMR,
         days_apart=2,
-        similarity=CrossModal(
-            cosine=0.412, own_percent=64.0, others_percent=98.5, below_limit=False, embedding=(0.6, -0.8)
-        ),
+        bundle_sha256="e" * 64,
+        similarity=Similarity(cosine=0.412, own_percent=64.0, others_percent=98.5, below_limit=False),
+        embedding=(0.6, -0.8),
     ),
     stage_ms={"fetch": 10.5, "total": 100.0},
     completed_utc="2026-03-01T10:00:05.000000+00:00",
@@ -187,6 +188,7 @@ def test_an_outcome_states_the_cross_modal_check() -> None:
     told = json.loads(replace(REPORTED, cross_modal=without).value())["cross_modal"]
     assert told == {**dict.fromkeys(said), "days_apart": 2, "partner_modality": "cmr"} | {
         "partner_study_instance_uid": "1.2.9",
+        "bundle_sha256": "e" * 64,
         "not_compared": "it is damaged",
     }
     assert json.loads(replace(REPORTED, cross_modal=None).value())["cross_modal"] is None

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from io import BytesIO, StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
 
-from engines.errors import DeviceLost, InferenceError, InputRefused, NotApplicable, OutOfMemory, RefusalCode
+from engines.errors import (
+    DeviceLost,
+    InferenceError,
+    InputRefused,
+    NotApplicable,
+    OutOfMemory,
+    RefusalCode,
+    SelfTestFailed,
+)
 from engines.records import Modality
 from orthanc_plugin.wire.events import RESULT_TOPIC
 from stream_processors.errors import ClaimTooLarge, PacsFault, PacsRefused, PacsUnavailable
 from stream_processors.local.results import result_text
-from stream_processors.partner_check import PartnerCheck
+from stream_processors.partner_check import PartnerCheck, open_partner_check
 from stream_processors.reported import content_of, read_report
 from stream_processors.reports.read import render_tree
+from stream_processors.settings import Settings
 from stream_processors.stages import Stage
 from stream_processors.telemetry import configure_logging
 from tests.doubles.cross_modal import UNLIKE, FakeComparer
@@ -77,6 +88,7 @@ def test_whichever_study_is_second_records_the_check(
         "partner_study_instance_uid": "1.2.9",
         "partner_modality": other.modality.value,
         "days_apart": 2,
+        "bundle_sha256": "a" * 64,
         "cosine": 0.412,
         "own_percent": 64.0,
         "others_percent": 98.5,
@@ -341,6 +353,67 @@ def test_the_check_gives_its_comparer_back(world: World) -> None:
     comparer = FakeComparer()
     PartnerCheck(comparer, world.pacs).close()
     assert comparer.closed
+
+
+def _settings(**changes: Any) -> Settings:
+    return Settings(site_url="https://hospital.example", log="sqlite:///log.db", **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cross_modal": {"enabled": False}},
+        {"modalities": ("echo",)},
+        {"engine": {"bundles": "/nowhere"}},
+    ],
+    ids=["switched off", "no lane needs it", "a site without ECG bundle"],
+)
+def test_a_check_that_is_not_wanted_is_not_opened(world: World, changes: dict[str, Any]) -> None:
+    """Nothing is loaded, and the engines answer without it."""
+
+    def load(path: Path, preference: Sequence[str], runtimes: Any) -> FakeComparer:
+        pytest.fail(f"loaded {path} for {preference} and {runtimes}")
+
+    assert open_partner_check(_settings(**changes), world.pacs, load) is None
+
+
+def test_a_bundle_that_cannot_compare_makes_no_check(world: World) -> None:
+    """Older bundles hold no such part: everything is as before."""
+    assert open_partner_check(_settings(), world.pacs, lambda _path, _preference, _runtimes: None) is None
+
+
+def test_a_check_that_fails_its_self_test_is_left_out(world: World) -> None:
+    """An operator is told; reports are written without it."""
+    lines = StringIO()
+    configure_logging(stream=lines)
+
+    def load(path: Path, preference: Sequence[str], runtimes: Any) -> FakeComparer:
+        raise SelfTestFailed("the golden pairs come out differently")
+
+    assert open_partner_check(_settings(), world.pacs, load) is None
+    told = json.loads(lines.getvalue())
+    assert (told["event"], told["alert"]) == ("partner_check.left_out", True)
+    assert told["message"] == "the golden pairs come out differently"
+
+
+def test_the_check_is_that_of_the_ecg_bundle_on_the_cpu(log: FaultyLog, tmp_path: Path) -> None:
+    """A lane of either modality needs it; the site's bundle, runtimes and window count."""
+    (tmp_path / "ecg").mkdir()
+    asked = []
+
+    def load(path: Path, preference: Sequence[str], runtimes: Any) -> FakeComparer:
+        asked.append((path, tuple(preference), runtimes["onnxruntime"].keywords))
+        return FakeComparer()
+
+    world = made_world(log, OtherStudy())
+    engine = {"bundles": tmp_path, "runtimes": ("tensorrt", "onnxruntime"), "threads": 3}
+    settings = _settings(modalities=("cmr",), engine=engine, cross_modal={"window_days": 1})
+    check = open_partner_check(settings, world.pacs, load)
+    assert check is not None
+    assert asked == [(tmp_path / "ecg", ("onnxruntime",), {"threads": 3})]
+    pipeline = replace(world.pipeline, partners=check)
+    pipeline.run(world.announce())
+    assert world.outcomes()[0]["cross_modal"] is None
 
 
 def _refuse(world: World) -> None:
