@@ -214,6 +214,7 @@ def _parts(release: Release, network: nn.Module, arrays: HeartArrays, split: Spl
         metrics={},
         gate=None if release.gate is None else release.gate.manifest,
         wide_intervals=_wide_intervals(calibration, release),
+        cross_modal=None,
     )
     golden = golden_cases(release.data, graph, spec, count=release.bundle.golden_hearts)
     gate = None if release.gate is None else release.gate.files
