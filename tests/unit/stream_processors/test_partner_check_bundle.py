@@ -93,3 +93,11 @@ def test_what_the_child_refuses_is_said(
     assert "CANARY" not in str(finding.not_compared)
     pacs.others = [OtherStudy(modality=Modality.CMR, instances=studies[Modality.ECG])]
     assert _find(pacs, check, sandbox, Modality.ECG) is None
+
+
+def test_a_bundle_without_the_part_is_served_without_a_check(pacs: FakePacs, tmp_path: Path) -> None:
+    """Bundles of older schemas hold none."""
+    write_tiny(tmp_path / "ecg", Modality.ECG)
+    engine = {"bundles": tmp_path, "runtimes": ("onnxruntime",)}
+    settings = Settings(site_url="https://hospital.example", log="sqlite:///x", engine=engine)
+    assert open_partner_check(settings, pacs) is None
