@@ -205,9 +205,10 @@ def test_a_study_without_a_patient_has_no_partner() -> None:
     assert len(orthanc.asked) == 1
 
 
-def test_one_study_of_two_patients_has_no_partner(orthanc: Orthanc) -> None:
-    """Where the PACS holds a study under two patients, nobody knows whose it is."""
-    orthanc.add(OWN, "ECG", patient_id="ID-2")
+@pytest.mark.parametrize("patient_id", ["ID-2", ""])
+def test_one_study_of_two_patients_has_no_partner(orthanc: Orthanc, patient_id: str) -> None:
+    """Where the PACS holds a study under two patients, or once without one, nobody knows whose it is."""
+    orthanc.add(OWN, "ECG", patient_id=patient_id)
     orthanc.add("1.2.4", "MR")
     assert ask(orthanc) == ()
 
