@@ -16,6 +16,9 @@ from engines.records import Modality
 PARTNERS: Final = {Modality.ECG: Modality.CMR, Modality.CMR: Modality.ECG}
 """Which modality each one is compared with."""
 
+NAMES: Final = {Modality.ECG: "ECG", Modality.CMR: "cardiac MR"}
+"""What sentences call them."""
+
 _PREFIX: Final = "cross_modal_"
 _TRUTH: Final = {"yes": True, "no": False}
 _EMBEDDING_DIGITS: Final = 6

@@ -25,7 +25,7 @@ from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
 from engines.runtime.open import Opener
 from orthanc_plugin.wire.events import StudyReady
-from stream_processors.cross_modal import PARTNERS, CrossModalFinding
+from stream_processors.cross_modal import NAMES, PARTNERS, CrossModalFinding
 from stream_processors.errors import (
     ClaimEnded,
     ClaimTooLarge,
@@ -38,7 +38,6 @@ from stream_processors.pacs.client import Partner, StudyReader
 from stream_processors.routes import Sandbox, bundle_path, cpu_openers
 from stream_processors.settings import Settings
 
-NAMES: Final = {Modality.ECG: "ECG", Modality.CMR: "cardiac MR"}
 _PASSED_ON: Final = (PacsUnavailable, DeviceLost)
 """What no comparison can be made without, and no report either: tried again, by this process or the next."""
 _FAILURES: Final = (PacsError, ClaimTooLarge, ResourceExhausted, EngineError, ValueError, OSError, MemoryError)

@@ -91,7 +91,7 @@ def _of_same_patient(catalogue: Catalogue, study: _Study, window_days: int) -> l
 
 def _study(entry: Mapping[str, Any]) -> _Study | None:
     """A study, or None where it has no usable UID, patient or date."""
-    tags, patient = entry["MainDicomTags"], entry["PatientMainDicomTags"]
+    tags, patient = entry.get("MainDicomTags", {}), entry.get("PatientMainDicomTags", {})
     uid, patient_id = str(tags.get("StudyInstanceUID", "")), str(patient.get("PatientID", "")).strip(" \0")
     study_date = _date(str(tags.get("StudyDate", "")).strip(" \0"))
     if not is_uid(uid) or not patient_id or study_date is None:
@@ -124,7 +124,7 @@ def _days_apart(one: _Study, other: _Study) -> int:
 
 
 def _holds(series: Mapping[str, Any], modality: Modality) -> bool:
-    stated = str(series["MainDicomTags"].get("Modality", "")).strip().upper()
+    stated = str(series.get("MainDicomTags", {}).get("Modality", "")).strip().upper()
     return stated == _STATED[modality] and bool(series["Instances"])
 
 

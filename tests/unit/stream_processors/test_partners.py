@@ -243,6 +243,16 @@ def test_a_pacs_that_fails_says_so(orthanc: Orthanc, path: str, status: int, err
     assert "CANARY" not in str(caught.value)
 
 
+def test_a_study_that_the_pacs_describes_oddly_is_no_partner(orthanc: Orthanc) -> None:
+    """Whatever an Orthanc leaves out of its answer, no report is lost over it."""
+    orthanc.add("1.2.4", "MR")
+    orthanc.add("1.2.5", "MR")
+    del orthanc.series[_id(200)][0]["MainDicomTags"]
+    assert uids(ask(orthanc)) == ["1.2.5"]
+    del orthanc.studies[0]["PatientMainDicomTags"]
+    assert ask(orthanc) == ()
+
+
 def test_a_study_that_vanishes_is_no_partner(orthanc: Orthanc) -> None:
     """Deleted between both requests, it is simply not there."""
     orthanc.add("1.2.4", "MR")
