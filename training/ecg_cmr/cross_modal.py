@@ -229,8 +229,8 @@ def known_pair_metrics(ecg_NE: FloatArray, cmr_NE: FloatArray, patients: Sequenc
 
     Each half of the patients is asked with the limit of the other half.
     """
-    half = np.array([sorted(set(patients)).index(patient) % 2 for patient in patients])
-    asked = [_limit_on(ecg_NE, cmr_NE, np.asarray(patients), half == one) for one in (0, 1)]
+    names, number = np.unique(np.asarray(patients), return_inverse=True)
+    asked = [_limit_on(ecg_NE, cmr_NE, names[number], number % 2 == half) for half in (0, 1)]
     below, above = np.mean(asked, axis=0)
     found = retrieval(ecg_NE, cmr_NE, patients, np.ones((1, len(patients))))
     return {

@@ -227,16 +227,16 @@ def test_the_card_says_what_the_check_is_worth(bundle: Bundle) -> None:
     assert "Cross-modal check" in card
 
 
-@pytest.mark.parametrize(("noise", "others"), [(0.0, (0.0, 1.0)), (1e3, (80.0, 100.0))])
+@pytest.mark.parametrize(("noise", "others"), [(0.1, (0.0, 1.0)), (1e3, (80.0, 100.0))])
 def test_what_a_limit_is_worth(noise: float, others: tuple[float, float]) -> None:
     """Images that lie where their ECG lies leave no pair of two patients above the limit; noise leaves nearly all."""
     rng = np.random.default_rng(0)
     ecg = rng.normal(size=(200, 32))
     found = known_pair_metrics(ecg, ecg + noise * rng.normal(size=ecg.shape), [str(row) for row in range(200)])
     assert others[0] <= found["cross_modal_others_above_limit_percent"] <= others[1]
-    assert found["cross_modal_own_below_limit_percent"] < 60 if noise == 0 else 10
+    assert 0 < found["cross_modal_own_below_limit_percent"] < 10
     assert found["cross_modal_pairs"] == 200
-    assert (found["cross_modal_ecg_to_cmr_top1_share"] == 1.0) == (noise == 0)
+    assert (found["cross_modal_ecg_to_cmr_top1_share"] == 1.0) == (noise < 1)
 
 
 def untrained(run: EcgCmrRun) -> Aligned:
@@ -275,12 +275,11 @@ def some_inputs(part: CrossModalPart, patients: int) -> dict[str, np.ndarray]:
 
 
 def test_a_variant_without_images_compares_nothing() -> None:
-    """The plan of the ECG-only variant asks for no known pairs; every other asks for 400, within seven days."""
+    """The plan of the ECG-only variant asks for no known pairs; the triplet's asks for 400, within seven days."""
     assert release_plan(small("ecg_only")).cross_modal_pairs == 0
-    for variant in ("slice", "slice_time", "volume", "triplet"):
-        plan = release_plan(small(variant))  # type: ignore[arg-type]
-        assert (plan.cross_modal_pairs, plan.window_days) == (400, 7)
-        assert plan.known_pairs.first == plan.paired
+    plan = release_plan(small("triplet"))
+    assert (plan.cross_modal_pairs, plan.window_days) == (400, 7)
+    assert (plan.known_pairs.first, plan.known_pairs.patients) == (plan.paired, 400)
 
 
 @pytest.mark.parametrize("pairs", [19, CALIBRATION + 1])
