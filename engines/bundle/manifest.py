@@ -329,7 +329,7 @@ class CrossModalPart(_Part):
 
     @model_validator(mode="after")
     def _inputs_as_prepared(self) -> Self:
-        known = _prepared_shapes(self.preprocess)
+        known = prepared_shapes(self.preprocess)
         for tensor in self.images:
             expected = ("float32", known.get(tensor.name))
             _require((tensor.dtype, tensor.shape) == expected, f"inputs of images among {known}, float32")
@@ -353,7 +353,8 @@ class CrossModalPart(_Part):
         return self.inputs[1:]
 
 
-def _prepared_shapes(spec: CmrVolumeSpec) -> dict[str, tuple[int, ...]]:
+def prepared_shapes(spec: CmrVolumeSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of what cardiac MR is prepared to for the cross-modal check, by name; -1 is the batch."""
     side = spec.heart.size_px
     return {
         "volumes": (-1, FRAMES, spec.slices, side, side),
