@@ -117,6 +117,36 @@ class ModelIdentity:
     fallback: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CrossModal:
+    """How alike an ECG and cardiac MR images of one patient are; it checks identity and measures nothing.
+
+    Args:
+        cosine: -1 to 1.
+        own_percent: share of known pairs of one patient that are less similar, 0 to 100.
+        others_percent: share of pairs of two patients that are less similar, 0 to 100.
+        below_limit: whether nearly all known pairs of one patient are more similar.
+        embedding: where the images lie in the space shared with ECGs, a unit vector.
+    """
+
+    cosine: float
+    own_percent: float
+    others_percent: float
+    below_limit: bool
+    embedding: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        numbers = (self.cosine, self.own_percent, self.others_percent, *self.embedding)
+        percents = (self.own_percent, self.others_percent)
+        within = -1.0 <= self.cosine <= 1.0 and all(0.0 <= percent <= 100.0 for percent in percents)
+        if not (self.embedding and all(map(math.isfinite, numbers)) and within):
+            msg = (
+                f"a cosine of {self.cosine} at {percents} percent with {len(self.embedding)} numbers of an embedding; expected "
+                "-1 to 1, 0 to 100, and finite numbers"
+            )
+            raise ValueError(msg)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picture:
     """An explanation as an image; two pictures are equal only where they are the same object.

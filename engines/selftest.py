@@ -100,6 +100,8 @@ def open_verified_runner(
     bundle: Bundle,
     preference: Sequence[str] = PREFERENCE,
     runtimes: Mapping[str, Opener] = RUNTIMES,
+    *,
+    prepared: Sequence[Prepared] | None = None,
 ) -> tuple[Runner, tuple[str, ...]]:
     """Open the first runtime whose answers agree with the golden vectors.
 
@@ -107,6 +109,7 @@ def open_verified_runner(
         bundle: verified.
         preference: names of runtimes, best first.
         runtimes: name -> how to open it.
+        prepared: what the golden records became, where that was checked already; None checks it here.
 
     Returns:
         The runner, and one sentence per runtime that was tried and rejected.
@@ -119,10 +122,10 @@ def open_verified_runner(
     if unknown:
         msg = f"unknown runtimes {sorted(unknown)}; expected some of {sorted(runtimes)}"
         raise ValueError(msg)
-    prepared = check_preprocessing(bundle)
+    replayed = check_preprocessing(bundle) if prepared is None else prepared
     rejected: list[str] = []
     for name in preference:
-        runner = _verified(bundle, runtimes[name], prepared, name, rejected)
+        runner = _verified(bundle, runtimes[name], replayed, name, rejected)
         if runner is not None:
             return runner, tuple(rejected)
     msg = f"no runtime serves {bundle.manifest.name}: {'; '.join(rejected) or 'none was named'}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from engines.errors import Refusal
 from engines.predictions import ClassProbability, Estimate, ModelIdentity, Prediction
 from orthanc_plugin.wire.events import StudyReady
+from stream_processors.cross_modal import CrossModalFinding
 from stream_processors.disposition import rule_for
 from stream_processors.errors import ClaimEnded
 from stream_processors.events import Outcome, ReportReference, StudyOutcome
@@ -27,6 +28,7 @@ class Conclusion:
     probabilities: tuple[ClassProbability, ...] = ()
     out_of_distribution_score: float | None = None
     report: ReportReference | None = None
+    cross_modal: CrossModalFinding | None = None
 
     def announced(self, claim: StudyReady, stage_ms: Mapping[str, float]) -> StudyOutcome:
         """The event that answers an announcement."""
@@ -44,13 +46,15 @@ class Conclusion:
             probabilities=self.probabilities,
             out_of_distribution_score=self.out_of_distribution_score,
             report=self.report,
+            cross_modal=self.cross_modal,
             stage_ms=stage_ms,
             completed_utc=utc_now(),
         )
 
 
-def with_report(content: ReportContent, report: ReportReference) -> Conclusion:
-    """The report stands; the outcome says what it says."""
+def with_report(content: ReportContent, report: ReportReference, found: CrossModalFinding | None = None) -> Conclusion:
+    """The report stands; the outcome says what it says, and the embedding of what was just found."""
+    said = content.cross_modal
     return Conclusion(
         outcome=content.outcome,
         engine=content.engine,
@@ -60,6 +64,7 @@ def with_report(content: ReportContent, report: ReportReference) -> Conclusion:
         probabilities=content.probabilities,
         out_of_distribution_score=content.out_of_distribution_score,
         report=report,
+        cross_modal=None if said is None else said.with_embedding(found),
     )
 
 

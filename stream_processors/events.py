@@ -19,9 +19,10 @@ from typing import Any
 from engines.predictions import ClassProbability, Estimate, ModelIdentity
 from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, RESULT_TOPIC, EventError
 from orthanc_plugin.wire.log import LogRecord
+from stream_processors.cross_modal import CrossModalFinding
 
 STUDY_OUTCOME_TYPE = "org.purkinje.study.outcome.v1"
-OUTCOME_SCHEMA_MINOR = 2
+OUTCOME_SCHEMA_MINOR = 3
 OUTCOME_DATA_SCHEMA = f"https://purkinje.example/schemas/study-outcome/1.{OUTCOME_SCHEMA_MINOR}.json"
 PREFIX = "purkinje_"
 """Start of the header names that a dead letter adds to those of the original message."""
@@ -82,6 +83,8 @@ class StudyOutcome:
         probabilities: calibrated probabilities with interval.
         out_of_distribution_score: 0 typical, 1 the limit; None when the engine did not run or the report was found.
         report: where the report stands, or None where there is none.
+        cross_modal: how alike the study and one of the same patient in another modality are, or None without one; the
+            embedding is empty where the report was found.
         stage_ms: time per stage in milliseconds, and their sum as ``total``.
         completed_utc: ISO 8601, when it ended.
     """
@@ -99,6 +102,7 @@ class StudyOutcome:
     probabilities: tuple[ClassProbability, ...] = ()
     out_of_distribution_score: float | None = None
     report: ReportReference | None = None
+    cross_modal: CrossModalFinding | None = None
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     completed_utc: str = ""
 
@@ -127,7 +131,10 @@ class StudyOutcome:
 
     def value(self) -> bytes:
         """Compact JSON, keys sorted."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        cross_modal = None if self.cross_modal is None else self.cross_modal.event()
+        return json.dumps(
+            {**asdict(self), "cross_modal": cross_modal}, sort_keys=True, separators=(",", ":"), allow_nan=False
+        ).encode()
 
     @property
     def topic(self) -> str:

@@ -1,7 +1,7 @@
 """The spine: one announcement in, one report in the PACS, one outcome on the log.
 
     claim -> is the report there already? -> fetch, verify the digest -> decode and prepare, in a child process
-          -> predict -> build -> store, the report last -> verify -> outcome
+          -> predict -> compare with the patient's other study -> build -> store, the report last -> verify -> outcome
 
 Nothing is remembered between two messages. Who a report is follows from the claim and the engine, so a message that is
 delivered again finds its report and does nothing. The measurement report is stored after its picture and its companion:
@@ -24,9 +24,11 @@ from orthanc_plugin.wire.events import EventError, StudyReady, parse_study_ready
 from orthanc_plugin.wire.log import LogRecord
 from stream_processors.claims import event_time_utc, evidence_of, refused, verify_digest, waited_ms
 from stream_processors.conclusion import Conclusion, with_report, without_number, without_report
+from stream_processors.cross_modal import CrossModalFinding
 from stream_processors.disposition import ENDINGS
 from stream_processors.events import ReportReference, Stored, StudyOutcome
 from stream_processors.pacs.client import EncodedReport, ReportWriter, StudyReader
+from stream_processors.partner_check import PartnerCheck
 from stream_processors.publisher import Publisher
 from stream_processors.reported import content_of, predecessors, read_report
 from stream_processors.reports.document import MANUFACTURER
@@ -57,6 +59,7 @@ class Pipeline:
     publisher: Publisher
     site: Site
     checkpoint: Checkpoint = pass_by
+    partners: PartnerCheck | None = None
 
     def run(self, record: LogRecord) -> StudyOutcome:
         """Bring one announcement to its end and say so on the log.
@@ -82,23 +85,24 @@ class Pipeline:
             standing = self.reader.find(key.sop_instance_uid)
         if standing is not None:
             return with_report(content_of(read_report(standing)), self._reference(key, Stored.ALREADY))
-        reading = self._read(claim, timed)
-        evidence = evidence_of(claim, reading.headers)
-        prediction = self._predict(reading, evidence, timed)
+        with Spool() as spool:
+            reading = self._read(claim, spool, timed)
+            evidence = evidence_of(claim, reading.headers)
+            prediction = self._predict(reading, evidence, timed)
+            found = self._compare(claim, spool, prediction, timed)
         if prediction.abstention is not None and not self.site.report.report_refusals:
             return without_number(prediction, engine_ran=reading.refusal is None)
         with timed(Stage.REPORT):
-            report, *companions = self._build(claim, key, prediction, evidence)
+            report, *companions = self._build(claim, key, prediction, evidence, found=found)
         stored = self._store(report, companions, timed)
-        return with_report(content_of(report), self._reference(key, stored))
+        return with_report(content_of(report), self._reference(key, stored), found)
 
-    def _read(self, claim: StudyReady, timed: Stopwatch) -> StudyReading:
-        with Spool() as spool:
-            with timed(Stage.FETCH):
-                sop_instance_uids = self.reader.fetch(claim, spool)
-                verify_digest(claim, sop_instance_uids, spool.md5s)
-            with timed(Stage.READ):
-                return self.route.read(spool)
+    def _read(self, claim: StudyReady, spool: Spool, timed: Stopwatch) -> StudyReading:
+        with timed(Stage.FETCH):
+            sop_instance_uids = self.reader.fetch(claim, spool)
+            verify_digest(claim, sop_instance_uids, spool.md5s)
+        with timed(Stage.READ):
+            return self.route.read(spool)
 
     def _predict(self, reading: StudyReading, evidence: Sequence[Dataset], timed: Stopwatch) -> Prediction:
         if reading.refusal is None:
@@ -108,8 +112,23 @@ class Pipeline:
             return refused(self.route.modality, self.route.engine.identity, reading.refusal, evidence)
         raise reading.refusal
 
+    def _compare(
+        self, claim: StudyReady, spool: Spool, prediction: Prediction, timed: Stopwatch
+    ) -> CrossModalFinding | None:
+        """What the check against the patient's other study found; nothing is compared where there is no answer."""
+        if self.partners is None or prediction.abstention is not None:
+            return None
+        with timed(Stage.CROSS_MODAL):
+            return self.partners.finding(claim, spool, self.route.sandbox)
+
     def _build(
-        self, claim: StudyReady, key: ReportKey, prediction: Prediction, evidence: tuple[Dataset, ...]
+        self,
+        claim: StudyReady,
+        key: ReportKey,
+        prediction: Prediction,
+        evidence: tuple[Dataset, ...],
+        *,
+        found: CrossModalFinding | None,
     ) -> tuple[Dataset, ...]:
         time_utc = event_time_utc(claim)
         candidates = self.reader.reports_of(claim.study_instance_uid, manufacturer=MANUFACTURER)
@@ -120,6 +139,7 @@ class Pipeline:
             predecessors=predecessors(candidates, key=key, not_later_than=time_utc),
             node=self.site.node,
             software_version=self.site.software_version,
+            cross_modal=found,
         )
         shown = prediction if self.site.report.picture else replace(prediction, picture=None)
         report, companion = build_reports(shown, context)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import count
@@ -32,11 +32,13 @@ from engines.records import Modality
 from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, READY_TOPICS, RESULT_TOPIC
 from orthanc_plugin.wire.log import Log, LogUnavailable, open_log
 from stream_processors.consumer import EXIT_OPERATOR, Lane, Settler
+from stream_processors.cross_modal import PARTNERS
 from stream_processors.disposition import rule_for
 from stream_processors.errors import Abandoned, SettingsInvalid
 from stream_processors.pacs.client import ReportWriter, StudyReader
 from stream_processors.pacs.dimse import DimseWriter
 from stream_processors.pacs.orthanc_rest import OrthancRest
+from stream_processors.partner_check import PartnerCheck, open_partner_check
 from stream_processors.pipeline import Pipeline, Site
 from stream_processors.publisher import Publisher, utc_now
 from stream_processors.restart import REPLACEMENTS_MAX, WINDOW_S, Replacements
@@ -157,11 +159,12 @@ class _Process:
 
 @dataclass(frozen=True, kw_only=True)
 class Connections:
-    """The log and the PACS, shared by all lanes."""
+    """The log, the PACS and what compares studies in it, shared by all lanes."""
 
     log: Log
     reader: StudyReader
     writer: ReportWriter
+    partners: PartnerCheck | None = None
 
 
 @contextmanager
@@ -201,10 +204,19 @@ def settler_of(
         publisher=publisher,
         site=site,
         checkpoint=checkpoint_of(settings),
+        partners=connections.partners if route.modality in PARTNERS else None,
     )
     return Settler(
         pipeline=pipeline, publisher=publisher, code_version=code_version, stopping=stopping, metrics=metrics
     )
+
+
+def with_partners(settings: Settings, connections: Connections, stack: ExitStack) -> Connections:
+    """The connections with the check against a patient's other study, where there is one; closed at the end."""
+    partners = open_partner_check(settings, connections.reader)
+    if partners is not None:
+        stack.callback(partners.close)
+    return replace(connections, partners=partners)
 
 
 def checkpoint_of(settings: Settings) -> Checkpoint:
@@ -305,6 +317,7 @@ def _open_lanes(settings: Settings, stopping: threading.Event, stack: ExitStack,
     connections = patiently(lambda: stack.enter_context(opened(settings)), stopping)
     patiently(lambda: _ensure_topics(settings, connections.log), stopping)
     metrics = _metrics(settings)
+    connections = with_partners(settings, connections, stack)
     routes = [lane for modality in settings.modalities for lane in _open_routes(modality, settings, stack, board)]
     return [
         Lane(

@@ -66,7 +66,7 @@ def replay_all(settings: Settings, modalities: Sequence[Modality], selection: Se
         BundleError: an engine fails its self-test.
         Stopped: an operator has to act first.
     """
-    from stream_processors.processors import opened, settler_of
+    from stream_processors.processors import opened, settler_of, with_partners
     from stream_processors.routes import open_route
 
     counts: Counter[str] = Counter()
@@ -76,7 +76,7 @@ def replay_all(settings: Settings, modalities: Sequence[Modality], selection: Se
         counts[outcome.outcome.value] += 1
 
     with ExitStack() as stack:
-        connections = stack.enter_context(opened(settings))
+        connections = with_partners(settings, stack.enter_context(opened(settings)), stack)
         for modality in modalities:
             route = open_route(modality, settings.engine, settings.decode)
             stack.callback(route.close)

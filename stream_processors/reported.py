@@ -18,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from engines.predictions import ClassProbability, Estimate, Interval, ModelIdentity
 from engines.records import Modality
+from stream_processors.cross_modal import CrossModalFinding
 from stream_processors.errors import ReportUnreadable
 from stream_processors.events import Outcome
 from stream_processors.part10 import UNREADABLE
@@ -47,6 +48,7 @@ class ReportContent:
     estimates: tuple[Estimate, ...] = ()
     probabilities: tuple[ClassProbability, ...] = ()
     out_of_distribution_score: float | None = None
+    cross_modal: CrossModalFinding | None = None
 
 
 def read_report(content: bytes) -> Dataset:
@@ -135,6 +137,7 @@ def _content(report: Dataset) -> ReportContent:
         estimates=tuple(_estimate(number) for number in read.measurements),
         probabilities=tuple(_probability(number, read.model) for number in read.probabilities),
         out_of_distribution_score=None if score is None else float(score),
+        cross_modal=CrossModalFinding.from_parameters(read.model),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -22,6 +23,7 @@ from engines.decode.spool import Spool
 from engines.decode.study import StudyReading
 from engines.predictions import ModelIdentity, Prediction
 from engines.predictors.base import Predictor
+from engines.preprocess.cmr_volume import CmrVolumeSpec
 from engines.preprocess.registry import Prepared
 from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
@@ -37,7 +39,7 @@ _log = structlog.get_logger("stream_processors.routes")
 class Sandbox(Protocol):
     """Reads and prepares a study where a hostile file can do no harm: ``engines.decode.sandbox.DecodeSandbox``."""
 
-    def read_study(self, modality: Modality, spool: Spool, spec: PreprocessSpec) -> StudyReading:
+    def read_study(self, modality: Modality, spool: Spool, spec: PreprocessSpec | CmrVolumeSpec) -> StudyReading:
         """Prepared arrays and headers, or a refusal."""
 
     def close(self) -> None:
@@ -134,9 +136,8 @@ def open_engine(
         BundleError: see ``open_route``.
         DeviceLost: the GPU's context is gone; only a new process gets a new one.
     """
-    path = released_bundle(modality) if settings.bundles is None else settings.bundles / modality.value
-    bundle = load_bundle(path)
-    openers: dict[str, Any] = {name: partial(runner, threads=settings.threads) for name, runner in RUNTIMES.items()}
+    bundle = load_bundle(bundle_path(modality, settings))
+    openers = cpu_openers(settings)
     runner, rejected = open_verified_runner(bundle, settings.cpu_runtimes, openers)
     view_check = open_view_check(
         bundle, settings.cpu_runtimes, openers, trusted=trusted_labels(settings.trusted_view_labels)
@@ -148,6 +149,16 @@ def open_engine(
             bundle, options, cpu=runner, log=lambda sentence: say(message=sentence), building=building, parts=PARTS
         )
     return Predictor(bundle, runner, rejected, view_check)
+
+
+def bundle_path(modality: Modality, settings: EngineSettings) -> Path:
+    """Where the bundle of a modality lies: the site's, or the released one."""
+    return released_bundle(modality) if settings.bundles is None else settings.bundles / modality.value
+
+
+def cpu_openers(settings: EngineSettings) -> dict[str, Any]:
+    """How to open each runtime of the CPU with the threads of the settings."""
+    return {name: partial(runner, threads=settings.threads) for name, runner in RUNTIMES.items()}
 
 
 def trusted_labels(labels: Mapping[ViewAttribute, tuple[str, ...]]) -> tuple[TrustedLabel, ...]:

@@ -246,6 +246,16 @@ class DecodeSettings(_Frozen):
     wall_s: float | None = Field(default=None, gt=0)
 
 
+class CrossModalSettings(_Frozen):
+    """The check of an ECG against the same patient's cardiac MR, and the other way round; only where the ECG bundle can.
+
+    ``window_days`` is the largest distance of their Study Dates; None keeps that of the bundle.
+    """
+
+    enabled: bool = True
+    window_days: int | None = Field(default=None, ge=0, le=36_525)
+
+
 class ReportSettings(_Frozen):
     """Form of the reports."""
 
@@ -289,6 +299,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     decode: DecodeSettings = DecodeSettings()
     report: ReportSettings = ReportSettings()
+    cross_modal: CrossModalSettings = CrossModalSettings()
     metrics: MetricsSettings = MetricsSettings()
     status_file: Path | None = None
     shutdown_s: float = Field(default=20.0, gt=0)

@@ -20,6 +20,7 @@ class Stage(StrEnum):
     FETCH = "fetch"
     READ = "read"
     PREDICT = "predict"
+    CROSS_MODAL = "cross_modal"
     REPORT = "report"
     COMPANION = "companion"
     STORE = "store"

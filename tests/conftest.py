@@ -40,6 +40,7 @@ _SLOW = {
     "unit/training/test_coreecho_net.py",
     "unit/training/test_coreecho_stages.py",
     "unit/training/test_coreecho_study.py",
+    "unit/training/test_ecg_cmr_cross_modal.py",
     "unit/training/test_ecg_cmr_losses.py",
     "unit/training/test_ecg_cmr_stages.py",
     "unit/training/test_ecg_vit.py",

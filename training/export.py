@@ -22,6 +22,7 @@ from engines.bundle.manifest import (
     EMBEDDING_NAME,
     GOLDEN_NAME,
     GRAPH_NAME,
+    CrossModalPart,
     Golden,
     ManifestDraft,
     OutOfDistribution,
@@ -29,7 +30,7 @@ from engines.bundle.manifest import (
     TensorSpec,
     WideIntervals,
 )
-from engines.bundle.writer import GateFiles, write_bundle
+from engines.bundle.writer import CrossModalFiles, GateFiles, write_bundle
 from engines.predictors.distance import EmbeddingStatistics
 from engines.records import Modality
 from training.config import BundleConfig, DataConfig
@@ -55,6 +56,15 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrossModalRelease:
+    """What an ECG bundle carries to compare its embedding with cardiac MR; ``metrics`` are those of the comparison."""
+
+    manifest: CrossModalPart
+    files: CrossModalFiles
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Release:
     """What a bundle says beyond its network.
 
@@ -65,6 +75,7 @@ class Release:
         condition: what the logit of a cardiac MR network speaks for; None for other networks.
         metrics: measured by the caller, besides those that every bundle gets.
         gate: the view check that an echo bundle carries, or None.
+        cross_modal: the comparison with cardiac MR that an ECG bundle carries, or None.
         interval_by_spread: whether the interval of an echo engine grows with the spread between clips.
         estimates, diseases: what the columns of an ECG network are, in their order.
         wide_coverage_percent: of a second interval around each estimate of an ECG network; None for one interval.
@@ -77,6 +88,7 @@ class Release:
     condition: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     gate: GatePart | None = None
+    cross_modal: CrossModalRelease | None = None
     interval_by_spread: bool = False
     estimates: tuple[str, ...] = ESTIMATES
     diseases: tuple[str, ...] = DISEASES
@@ -128,6 +140,7 @@ class BundleParts:
     golden: list[GoldenCase]
     embedding: EmbeddingStatistics
     gate: GateFiles | None
+    cross_modal: CrossModalFiles | None
 
     def write(self, directory: Path, metrics: dict[str, float]) -> Path:
         """Write the bundle with these metrics."""
@@ -139,6 +152,7 @@ class BundleParts:
             golden=self.golden,
             embedding=self.embedding,
             gate=self.gate,
+            cross_modal=self.cross_modal,
         )
 
 
@@ -161,7 +175,8 @@ def export_bundle(release: Release, network: nn.Module, arrays: HeartArrays, spl
         trial = parts.write(Path(scratch) / "trial", {})
         metrics = evaluate_bundle(trial, arrays, split.test, spec)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    parts.write(directory, metrics | dict(release.metrics))
+    checked = {} if release.cross_modal is None else release.cross_modal.metrics
+    parts.write(directory, metrics | dict(release.metrics) | dict(checked))
     _log.info("bundle.written", bundle=directory.name, bytes=sum(file.stat().st_size for file in directory.iterdir()))
     return directory
 
@@ -214,14 +229,18 @@ def _parts(release: Release, network: nn.Module, arrays: HeartArrays, split: Spl
         metrics={},
         gate=None if release.gate is None else release.gate.manifest,
         wide_intervals=_wide_intervals(calibration, release),
+        cross_modal=None if release.cross_modal is None else release.cross_modal.manifest,
     )
     golden = golden_cases(release.data, graph, spec, count=release.bundle.golden_hearts)
     gate = None if release.gate is None else release.gate.files
-    return BundleParts(draft=draft, graph=graph, golden=golden, embedding=embedding, gate=gate)
+    cross = None if release.cross_modal is None else release.cross_modal.files
+    return BundleParts(draft=draft, graph=graph, golden=golden, embedding=embedding, gate=gate, cross_modal=cross)
 
 
-def _schema_version(release: Release) -> Literal[1, 2, 3]:
+def _schema_version(release: Release) -> Literal[1, 2, 3, 4]:
     """The oldest schema that can say it, so that older readers read what they can."""
+    if release.cross_modal is not None:
+        return 4
     if release.wide_coverage_percent is not None:
         return 3
     return 1 if release.gate is None else 2

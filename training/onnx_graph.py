@@ -6,7 +6,7 @@ Called by ``training.export``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ from engines.bundle.manifest import TensorSpec
 OPSET = 18
 PARITY_TOLERANCE = 1e-4
 LEAST_COSINE = 0.9999
-"""Of the embedding of an ECG, between graph and network."""
+"""Of the embedding of an ECG and of projections, between graph and network."""
 
 
 class ParityError(RuntimeError):
@@ -49,17 +49,28 @@ def export_graph(network: nn.Module, input_spec: TensorSpec, output_names: Seque
         input_spec: of the one input.
         output_names: the outputs that are released, in order.
     """
+    return exported(NamedOutputs(network, output_names), [input_spec], output_names)
+
+
+def exported(view: nn.Module, inputs: Sequence[TensorSpec], output_names: Sequence[str]) -> bytes:
+    """Return the ONNX graph of a network that takes several inputs in order and returns a tuple of outputs.
+
+    Args:
+        view: the network.
+        inputs: of the graph; one batch for all.
+        output_names: of the tuple.
+    """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of every optional package that is not installed
-    view = NamedOutputs(network, output_names).eval()
     # Two, because the exporter takes a batch of one for a constant.
-    example = torch.zeros((2, *input_spec.shape[1:]), dtype=getattr(torch, input_spec.dtype))
+    examples = tuple(torch.zeros((2, *spec.shape[1:]), dtype=getattr(torch, spec.dtype)) for spec in inputs)
+    batch = torch.export.Dim("batch")
     program = torch.onnx.export(
-        view,
-        (example,),
+        view.eval(),
+        examples,
         dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamic_shapes=tuple({0: batch} for _ in inputs),
         opset_version=OPSET,
-        input_names=[input_spec.name],
+        input_names=[spec.name for spec in inputs],
         output_names=list(output_names),
         verbose=False,
     )
@@ -71,9 +82,14 @@ def export_graph(network: nn.Module, input_spec: TensorSpec, output_names: Seque
 
 def run_graph(graph: bytes, name: str, inputs: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
     """Return the named outputs of ONNX Runtime on one thread."""
+    return run_named(graph, {name: inputs})
+
+
+def run_named(graph: bytes, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+    """Return the named outputs of a graph with several inputs, as ``run_graph``."""
     session = opened_graph(graph, 1)
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {name: inputs}), strict=True))
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
 def opened_graph(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
@@ -115,11 +131,18 @@ def check_direction(graph: bytes, network: nn.Module, name: str, inputs: NDArray
     """
     expected = network.eval()(torch.from_numpy(np.ascontiguousarray(inputs)))["embedding"].double()
     found = torch.from_numpy(run_graph(graph, name, inputs)["embedding"]).double()
-    least = float(torch.nn.functional.cosine_similarity(expected, found, dim=1).min())
+    return require_direction(expected, found, "embeddings")
+
+
+def require_direction(expected: Tensor, found: Tensor, what: str) -> float:
+    """Return the least cosine between rows of network and graph.
+
+    Raises:
+        ParityError: it does not exceed ``LEAST_COSINE``.
+    """
+    least = float(torch.nn.functional.cosine_similarity(expected.double(), found.double(), dim=1).min())
     if not least > LEAST_COSINE:
-        raise ParityError(
-            f"embeddings of graph and network have a cosine of {least:.6f}; expected above {LEAST_COSINE}"
-        )
+        raise ParityError(f"{what} of graph and network have a cosine of {least:.6f}; expected above {LEAST_COSINE}")
     return least
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from engines.bundle.manifest import (
     ConformalEstimate,
+    CrossModalPart,
     ManifestDraft,
     ProbabilityTable,
     TensorSpec,
@@ -31,7 +32,7 @@ def model_card(manifest: ManifestDraft) -> str:
     """
     sections = (
         ("Intended use", [manifest.intended_use]),
-        ("Method", [manifest.method]),
+        ("Method", [manifest.method, *_cross_modal(manifest.cross_modal)]),
         ("Training data", [f"Trained on {manifest.training_data}."]),
         ("Inputs and outputs", _tensor_table(manifest)),
         ("Preprocessing", _preprocess_table(manifest)),
@@ -61,6 +62,19 @@ def metric_rows(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         ends = [metrics[end] for end in (f"{name}_low", f"{name}_high") if end in metrics]
         interval = f" ({ends[0]:.4g} to {ends[1]:.4g})" if len(ends) == 2 else ""
         yield name, f"{value:.4g}{interval}"
+
+
+def _cross_modal(part: CrossModalPart | None) -> list[str]:
+    if part is None:
+        return []
+    days = "on the same day" if part.window_days == 0 else f"at most {part.window_days} days apart"
+    width = part.outputs[0].shape[1]
+    sentence = (
+        f"Cross-modal check: where cardiac MR of the same patient is there, {days}, both are projected to {width} numbers and "
+        "their cosine is read against known pairs. It checks that both belong to one patient; it measures nothing and never "
+        "changes the answer."
+    )
+    return ["", sentence]
 
 
 def _tensor_table(manifest: ManifestDraft) -> list[str]:

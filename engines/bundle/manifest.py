@@ -24,11 +24,16 @@ from pydantic import (
     model_validator,
 )
 
+from engines.preprocess.cmr_volume import CmrVolumeSpec
 from engines.preprocess.spec import PreprocessSpec
 from engines.records import Modality
 
-SCHEMA_VERSION, GATED_SCHEMA_VERSION, WIDE_SCHEMA_VERSION = 1, 2, 3
-_ADDED = {"gate": (GATED_SCHEMA_VERSION, "a gate"), "wide_intervals": (WIDE_SCHEMA_VERSION, "wide intervals")}
+SCHEMA_VERSION, GATED_SCHEMA_VERSION, WIDE_SCHEMA_VERSION, CROSS_SCHEMA_VERSION = 1, 2, 3, 4
+_ADDED = {
+    "gate": (GATED_SCHEMA_VERSION, "a gate"),
+    "wide_intervals": (WIDE_SCHEMA_VERSION, "wide intervals"),
+    "cross_modal": (CROSS_SCHEMA_VERSION, "a cross-modal check"),
+}
 """Parts of the manifest, the schema that brought them, and their name; in an older one each is None and not written."""
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
@@ -37,6 +42,11 @@ EMBEDDING_NAME = "embedding.npz"
 CARD_NAME = "MODEL_CARD.md"
 GATE_GRAPH_NAME = "gate.onnx"
 GATE_GOLDEN_NAME = "gate_golden.npz"
+CROSS_MODAL_GRAPH_NAME = "cross_modal.onnx"
+CROSS_MODAL_GOLDEN_NAME = "cross_modal_golden.npz"
+SIMILARITY_NAME = "similarity.npz"
+ECG_PROJECTION, CMR_PROJECTION = "ecg_projection", "cmr_projection"
+"""Outputs of the graph of a cross-modal check."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=64)]
 BundleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)]
@@ -291,6 +301,68 @@ class ViewGate(_Part):
         return self
 
 
+class CrossModalPart(_Part):
+    """A second graph that compares the embedding of an ECG with cardiac MR of the same patient.
+
+    It checks identity and consistency; it measures nothing and never changes what the engine says.
+
+    Args:
+        graph, golden, statistics: its files; ``golden`` holds stacks, what they were prepared to beside the embedding of an
+            ECG, and both projections, replayed at every start; ``statistics`` is ``predictors.similarity``'s.
+        preprocess: of the images.
+        inputs: the embedding as the engine's graph gives it, by the name of that output, then arrays of ``preprocess``.
+        outputs: ``ecg_projection`` and ``cmr_projection``, unit vectors whose dot product is the similarity.
+        window_days: how far apart ECG and images of one patient may lie.
+        prepared_tolerance: absolute, of the prepared images.
+        tolerance: absolute, of the projections.
+    """
+
+    graph: FileName
+    golden: FileName
+    statistics: FileName
+    preprocess: CmrVolumeSpec
+    inputs: Annotated[tuple[TensorSpec, ...], Field(min_length=2)]
+    outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=2, max_length=2)]
+    window_days: Annotated[int, Field(ge=0)]
+    prepared_tolerance: NonNegative
+    tolerance: NonNegative
+
+    @model_validator(mode="after")
+    def _inputs_as_prepared(self) -> Self:
+        known = prepared_shapes(self.preprocess)
+        for tensor in self.images:
+            expected = ("float32", known.get(tensor.name))
+            _require((tensor.dtype, tensor.shape) == expected, f"inputs of images among {known}, float32")
+        names = [tensor.name for tensor in self.inputs]
+        _require(len(set(names)) == len(names), "names of inputs are unique")
+        return self
+
+    @model_validator(mode="after")
+    def _outputs_are_two_projections(self) -> Self:
+        ecg, cmr = self.outputs
+        _require(
+            (ecg.name, cmr.name) == (ECG_PROJECTION, CMR_PROJECTION), f"outputs {ECG_PROJECTION}, {CMR_PROJECTION}"
+        )
+        _require(ecg.shape == cmr.shape and len(ecg.shape) == 2, "projections of one width")
+        _require(ecg.dtype == cmr.dtype == "float32", "projections in float32")
+        return self
+
+    @property
+    def images(self) -> tuple[TensorSpec, ...]:
+        """Inputs that come from the images."""
+        return self.inputs[1:]
+
+
+def prepared_shapes(spec: CmrVolumeSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of what cardiac MR is prepared to for the cross-modal check, by name; -1 is the batch."""
+    side = spec.heart.size_px
+    return {
+        "volumes": (-1, FRAMES, spec.slices, side, side),
+        "slice_mask": (-1, spec.slices),
+        "cine": (-1, 1, spec.phases, side, side),
+    }
+
+
 class Golden(_Part):
     """Records with known results, replayed at every start.
 
@@ -314,9 +386,10 @@ class ManifestDraft(_Part):
         metrics: name -> measured value on held-out data; the model card's table is generated from it. Units in names.
         gate: looks at the input before the graph does, or None. Schema 1 does not know it: there it is None and not written.
         wide_intervals: of the estimates of an ECG engine, or None. Schemas 1 and 2 do not know it, likewise.
+        cross_modal: compares an ECG with cardiac MR of its patient, or None. Schemas 1 to 3 do not know it, likewise.
     """
 
-    schema_version: Literal[1, 2, 3]
+    schema_version: Literal[1, 2, 3, 4]
     name: BundleName
     version: Version
     modality: Modality
@@ -334,6 +407,7 @@ class ManifestDraft(_Part):
     metrics: dict[str, float]
     gate: ViewGate | None
     wide_intervals: WideIntervals | None
+    cross_modal: CrossModalPart | None
 
     @model_validator(mode="before")
     @classmethod
@@ -368,12 +442,15 @@ class ManifestDraft(_Part):
         _check_latents(self.postprocess, widths)
         _check_gate(self)
         _check_wide_intervals(self)
+        _check_cross_modal(self)
         return self
 
     def named_files(self) -> tuple[str, ...]:
         """Every file but the manifest itself."""
         gate = () if self.gate is None else (self.gate.graph, self.gate.golden)
-        return (self.graph, self.golden.file, self.out_of_distribution.file, CARD_NAME, *gate)
+        cross = self.cross_modal
+        checks = () if cross is None else (cross.graph, cross.golden, cross.statistics)
+        return (self.graph, self.golden.file, self.out_of_distribution.file, CARD_NAME, *gate, *checks)
 
 
 class Manifest(ManifestDraft):
@@ -436,6 +513,18 @@ def _check_wide_intervals(draft: ManifestDraft) -> None:
     _require(all(a <= b for a, b in zip(first, second, strict=True)), "wide intervals that hold the first ones")
     covered = max(each.coverage_percent for each in post.estimates)
     _require(covered < wide.coverage_percent, f"wide intervals that cover more than {covered:g} percent")
+
+
+def _check_cross_modal(draft: ManifestDraft) -> None:
+    """The comparison starts from the embedding that the engine's graph gives."""
+    if draft.cross_modal is None:
+        return
+    _require(draft.modality is Modality.ECG, "a cross-modal check for ECG only")
+    wanted = next(tensor for tensor in draft.outputs if tensor.name == draft.out_of_distribution.output)
+    found = draft.cross_modal.inputs[0]
+    _require(
+        found == wanted, f"a first input like the output {wanted.name} {wanted.shape}; found {found.name} {found.shape}"
+    )
 
 
 def _require(condition: bool, expectation: str) -> None:

@@ -17,6 +17,7 @@ from engines.bundle.card import model_card
 from engines.bundle.golden import GoldenCase, golden_bytes
 from engines.bundle.manifest import CARD_NAME, MANIFEST_NAME, FileDigest, Manifest, ManifestDraft
 from engines.predictors.distance import EmbeddingStatistics
+from engines.predictors.similarity import SimilarityStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,15 @@ class GateFiles:
     golden: bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class CrossModalFiles:
+    """The contents of the files that ``ManifestDraft.cross_modal`` names."""
+
+    graph: bytes
+    golden: Sequence[GoldenCase]
+    statistics: SimilarityStatistics
+
+
 def write_bundle(  # noqa: PLR0913 - one argument per file
     directory: Path,
     draft: ManifestDraft,
@@ -35,6 +45,7 @@ def write_bundle(  # noqa: PLR0913 - one argument per file
     golden: Sequence[GoldenCase],
     embedding: EmbeddingStatistics,
     gate: GateFiles | None = None,
+    cross_modal: CrossModalFiles | None = None,
 ) -> Path:
     """Write the bundle to ``directory``, replacing what stands there.
 
@@ -45,14 +56,15 @@ def write_bundle(  # noqa: PLR0913 - one argument per file
         golden: at least one case.
         embedding: mean and precision of the training embeddings.
         gate: where the manifest has a gate, and only there.
+        cross_modal: where the manifest has a cross-modal check, and only there.
 
     Returns:
         ``directory``.
 
     Raises:
-        ValueError: there is no golden case, or a gate in one of manifest and files alone.
+        ValueError: there is no golden case, or a gate or a cross-modal check in one of manifest and files alone.
     """
-    if not golden:
+    if not golden or (cross_modal is not None and not cross_modal.golden):
         msg = "a bundle needs at least one golden case; none was given"
         raise ValueError(msg)
     files = {
@@ -61,6 +73,7 @@ def write_bundle(  # noqa: PLR0913 - one argument per file
         draft.out_of_distribution.file: embedding.to_bytes(),
         CARD_NAME: model_card(draft).encode(),
         **_gate_files(draft, gate),
+        **_cross_modal_files(draft, cross_modal),
     }
     manifest = Manifest.model_validate({**draft.model_dump(mode="json"), "files": _digests(files)})
     text = manifest.model_dump_json(indent=1) + "\n"
@@ -73,6 +86,22 @@ def _gate_files(draft: ManifestDraft, gate: GateFiles | None) -> dict[str, bytes
         msg = f"the manifest {'lacks' if draft.gate is None else 'has'} a gate; give its files with it, or neither"
         raise ValueError(msg)
     return {} if draft.gate is None or gate is None else {draft.gate.graph: gate.graph, draft.gate.golden: gate.golden}
+
+
+def _cross_modal_files(draft: ManifestDraft, given: CrossModalFiles | None) -> dict[str, bytes]:
+    part = draft.cross_modal
+    if (part is None) != (given is None):
+        msg = (
+            f"the manifest {'lacks' if part is None else 'has'} a cross-modal check; give its files with it, or neither"
+        )
+        raise ValueError(msg)
+    if part is None or given is None:
+        return {}
+    return {
+        part.graph: given.graph,
+        part.golden: golden_bytes(given.golden),
+        part.statistics: given.statistics.to_bytes(),
+    }
 
 
 def _digests(files: Mapping[str, bytes]) -> dict[str, FileDigest]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engines.decode.exchange import reading_from_message, receive, send
 from engines.decode.spool import Spool
@@ -19,6 +20,9 @@ from engines.decode.study import StudyReading
 from engines.errors import InferenceError, InputRefused, RefusalCode
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
 from engines.records import Modality
+
+if TYPE_CHECKING:
+    from engines.preprocess.cmr_volume import CmrVolumeSpec
 
 START_TIMEOUT_S = 60.0
 _NO_ANSWER = (EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
@@ -56,7 +60,9 @@ class DecodeSandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
 
-    def read_study(self, modality: Modality, spool: Spool, spec: EchoSpec | CmrSpec | EcgSpec) -> StudyReading:
+    def read_study(
+        self, modality: Modality, spool: Spool, spec: EchoSpec | CmrSpec | EcgSpec | CmrVolumeSpec
+    ) -> StudyReading:
         """Decode and prepare the instances of a spool.
 
         Returns:

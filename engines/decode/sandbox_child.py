@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import warnings
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -23,6 +24,9 @@ from engines.decode.study import StudyReading, read_instances
 from engines.errors import InputRefused, RefusalCode
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec, PreprocessSpec
 from engines.records import Modality
+
+if TYPE_CHECKING:
+    from engines.preprocess.cmr_volume import CmrVolumeSpec
 
 _SPEC: TypeAdapter[EchoSpec | CmrSpec | EcgSpec] = TypeAdapter(PreprocessSpec)
 
@@ -60,7 +64,7 @@ def _read(descriptor: int, request: dict[str, object]) -> StudyReading:
         index = request["index"]
         assert isinstance(index, list)
         instances = windows(descriptor, [(offset, length) for offset, length in index])
-        spec = _SPEC.validate_python(request["spec"])
+        spec = _spec(request["spec"])
         return read_instances(Modality(str(request["modality"])), instances, spec)
     except MemoryError:
         message = "decoding needs more memory than is allowed; the images are larger than they may be, or lie about their size"
@@ -69,6 +73,14 @@ def _read(descriptor: int, request: dict[str, object]) -> StudyReading:
         return _refused(undecodable("the dataset is nested deeper than any real one"))
     finally:
         os.close(descriptor)
+
+
+def _spec(values: Any) -> EchoSpec | CmrSpec | EcgSpec | CmrVolumeSpec:
+    if values["kind"] != "cmr_volume":
+        return _SPEC.validate_python(values)
+    from engines.preprocess.cmr_volume import CmrVolumeSpec
+
+    return CmrVolumeSpec.model_validate(values)
 
 
 def _refused(refusal: InputRefused) -> StudyReading:

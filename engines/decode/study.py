@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from engines.decode.cmr import decode_cmr
 from engines.decode.ecg import decode_ecg
@@ -16,7 +16,10 @@ from engines.decode.headers import header_extract, parsed
 from engines.errors import InputRefused, Refusal
 from engines.preprocess.registry import Prepared, prepare
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoCleanSpec, EchoSpec
-from engines.records import Modality, Record
+from engines.records import CineStack, Modality, Record
+
+if TYPE_CHECKING:
+    from engines.preprocess.cmr_volume import CmrVolumeSpec
 
 HEADERS_OF_A_REFUSAL = 3
 
@@ -37,7 +40,7 @@ class StudyReading:
 
 
 def read_instances(
-    modality: Modality, instances: Sequence[BinaryIO], spec: EchoSpec | CmrSpec | EcgSpec
+    modality: Modality, instances: Sequence[BinaryIO], spec: EchoSpec | CmrSpec | EcgSpec | CmrVolumeSpec
 ) -> StudyReading:
     """Decode, preprocess and extract headers; a refusal is part of the answer, not an exception."""
     try:
@@ -49,14 +52,14 @@ def read_instances(
 
 
 def _prepared(
-    modality: Modality, instances: Sequence[BinaryIO], spec: EchoSpec | CmrSpec | EcgSpec
+    modality: Modality, instances: Sequence[BinaryIO], spec: EchoSpec | CmrSpec | EcgSpec | CmrVolumeSpec
 ) -> tuple[Prepared, ...]:
     """Every record that preprocessing accepts; the first refusal where it accepts none."""
     prepared: list[Prepared] = []
     refusals: list[InputRefused] = []
     for record in _records(modality, instances, spec):
         try:
-            prepared.append(prepare(record, spec))
+            prepared.append(_prepare(record, spec))
         except InputRefused as refusal:
             refusals.append(refusal)
     if not prepared:
@@ -64,8 +67,18 @@ def _prepared(
     return tuple(prepared)
 
 
+def _prepare(record: Record, spec: EchoSpec | CmrSpec | EcgSpec | CmrVolumeSpec) -> Prepared:
+    """Volumes are what the cross-modal check reads, no input of an engine: they do not come through the registry."""
+    if spec.kind != "cmr_volume":
+        return prepare(record, spec)
+    from engines.preprocess.cmr_volume import prepare_volumes
+
+    assert isinstance(record, CineStack)
+    return prepare_volumes(record, spec)
+
+
 def _records(
-    modality: Modality, instances: Sequence[BinaryIO], spec: EchoSpec | CmrSpec | EcgSpec
+    modality: Modality, instances: Sequence[BinaryIO], spec: EchoSpec | CmrSpec | EcgSpec | CmrVolumeSpec
 ) -> tuple[Record, ...]:
     match modality:
         case Modality.ECHO:

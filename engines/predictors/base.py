@@ -64,7 +64,7 @@ class Predictor:
         self._manifest = manifest
         self._runner = runner
         self._rejected_runtimes = rejected_runtimes
-        self._identity = _identity(bundle, runner.identity)
+        self._identity = model_identity(bundle, runner.identity)
         self._statistics = EmbeddingStatistics.from_bytes(
             bundle.read(manifest.out_of_distribution.file), size=_embedding_size(bundle)
         )
@@ -82,7 +82,7 @@ class Predictor:
     @property
     def identity(self) -> ModelIdentity:
         """Which engine speaks, and on what it last computed; a prediction carries what computed it."""
-        return _running_on(self._identity, self._runner.identity)
+        return running_on(self._identity, self._runner.identity)
 
     @property
     def rejected_runtimes(self) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ class Predictor:
         scores = [self._score(output) for output in outputs]
         answer = self._answer(prepared, outputs, scores)
         answer = replace(answer, notes=(*notes, *answer.notes))
-        return self._prediction(answer, _running_on(self._identity, runtime))
+        return self._prediction(answer, running_on(self._identity, runtime))
 
     def batched(self, limits: BatchLimits) -> Predictor:
         """The same engine for several threads, whose studies share batches; takes the place of this one.
@@ -212,7 +212,8 @@ def load_predictor(path: Path, preference: Sequence[str] = PREFERENCE) -> Predic
     return Predictor(bundle, runner, rejected, open_view_check(bundle, preference))
 
 
-def _identity(bundle: Bundle, runtime: RuntimeIdentity) -> ModelIdentity:
+def model_identity(bundle: Bundle, runtime: RuntimeIdentity) -> ModelIdentity:
+    """Which engine speaks, computed by a runtime."""
     manifest = bundle.manifest
     return ModelIdentity(
         name=manifest.name,
@@ -232,7 +233,8 @@ def _identity(bundle: Bundle, runtime: RuntimeIdentity) -> ModelIdentity:
     )
 
 
-def _running_on(identity: ModelIdentity, runtime: RuntimeIdentity) -> ModelIdentity:
+def running_on(identity: ModelIdentity, runtime: RuntimeIdentity) -> ModelIdentity:
+    """The same engine on another runtime."""
     return replace(
         identity,
         runtime=runtime.runtime,

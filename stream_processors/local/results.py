@@ -48,6 +48,7 @@ def _entry(account: Account, outcome: Mapping[str, Any]) -> dict[str, Any]:
         "measurements": [_measurement(each) for each in outcome["estimates"]],
         "probabilities": list(outcome["probabilities"]),
         "model": outcome["engine"],
+        "cross_modal": _cross_modal(outcome.get("cross_modal")),
         "stage_ms": outcome["stage_ms"],
         "report_sop_instance_uid": report["sop_instance_uid"] if report else None,
         "companion_sop_instance_uid": report["companion_sop_instance_uid"] if report else None,
@@ -60,6 +61,11 @@ def _measurement(estimate: Mapping[str, Any]) -> dict[str, Any]:
     return {**stated, "wide_interval": estimate.get("wide_interval")}
 
 
+def _cross_modal(finding: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The finding without the embedding, which the log keeps; an outcome of an earlier minor version has none."""
+    return None if finding is None else {key: value for key, value in finding.items() if key != "embedding"}
+
+
 def _ignored(study: str) -> dict[str, Any]:
     return {
         "study_instance_uid": study,
@@ -70,6 +76,7 @@ def _ignored(study: str) -> dict[str, Any]:
         "measurements": [],
         "probabilities": [],
         "model": None,
+        "cross_modal": None,
         "stage_ms": {},
         "report_sop_instance_uid": None,
     }
@@ -78,8 +85,9 @@ def _ignored(study: str) -> dict[str, Any]:
 def result_text(entry: Mapping[str, Any]) -> str:
     """The result of one entry in a line: numbers with intervals, or the reason why there are none."""
     said = [_number(each) for each in entry["measurements"]] + [_probability(each) for each in entry["probabilities"]]
+    finding = entry.get("cross_modal")
     if said:
-        return "\n".join(said)
+        return "\n".join([*said, *([] if finding is None else [_similarity(finding)])])
     reason = str(entry["reason"] or entry["reason_code"] or "")
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 1]}…"
 
@@ -97,6 +105,15 @@ def _probability(probability: Mapping[str, Any]) -> str:
     name = NAMES.get(probability["condition"], probability["condition"].replace("_", " "))
     said = {True: "present", False: "absent", None: "undetermined"}[probability["decision"]]
     return f"{name}: {100 * probability['probability']:.0f} % ({low:.0f} to {high:.0f}), {said}"
+
+
+def _similarity(finding: Mapping[str, Any]) -> str:
+    name = f"cross-modal check, {finding['partner_modality'].upper()} {finding['days_apart']} d apart"
+    if finding["cosine"] is None:
+        return f"{name}: not compared, {finding['not_compared']}"
+    low = ", unusually little for one patient" if finding["below_limit"] else ""
+    shares = f"above {finding['own_percent']:.1f} % of one patient, {finding['others_percent']:.1f} % of two"
+    return f"{name}: {finding['cosine']:.3f} ({shares}){low}"
 
 
 def table_of(entries: Sequence[Mapping[str, Any]]) -> Table:

@@ -8,11 +8,11 @@ Two roles, because they may be two systems: ``StudyReader`` is always Orthanc's 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from orthanc_plugin.wire.events import StudyReady
+from engines.records import Modality
 from stream_processors.events import Stored
 
 
@@ -21,6 +21,51 @@ class InstanceSink(Protocol):
 
     def append(self, chunks: Iterable[bytes]) -> None:
         """Write one instance, in pieces."""
+
+
+class SeriesToFetch(Protocol):
+    """A series with as many instances as it must hold: ``orthanc_plugin.wire.events.SeriesClaim``."""
+
+    @property
+    def pacs_series_id(self) -> str:
+        """The PACS's own identifier."""
+
+    @property
+    def instance_count(self) -> int:
+        """Instances in it."""
+
+
+class ToFetch(Protocol):
+    """What can be fetched: an announcement (``StudyReady``) or a ``Partner``."""
+
+    @property
+    def series(self) -> Sequence[SeriesToFetch]:
+        """The series, each with everything in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartnerSeries:
+    """One series of a partner."""
+
+    pacs_series_id: str
+    instance_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partner:
+    """A study of the same patient in another modality; who the patient is stays in the PACS.
+
+    Args:
+        study_instance_uid: of the study.
+        days_apart: between both Study Dates.
+        series: those of the modality that was asked for.
+        arriving: instances came within the last while, so more may come.
+    """
+
+    study_instance_uid: str
+    days_apart: int
+    series: tuple[PartnerSeries, ...]
+    arriving: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +90,7 @@ class StudyReader(Protocol):
     def ping(self) -> str:
         """One line on what answers. Raises PacsUnavailable."""
 
-    def fetch(self, claim: StudyReady, sink: InstanceSink) -> tuple[str, ...]:
+    def fetch(self, claim: ToFetch, sink: InstanceSink) -> tuple[str, ...]:
         """Write every instance of the claim into the sink, sorted by SOP Instance UID; return these UIDs.
 
         Raises:
@@ -58,6 +103,18 @@ class StudyReader(Protocol):
 
     def reports_of(self, study_instance_uid: str, *, manufacturer: str) -> tuple[bytes, ...]:
         """Every SR instance of a study that one manufacturer made, as Part 10 files."""
+
+    def partners_of(self, study_instance_uid: str, modality: Modality, *, window_days: int) -> tuple[Partner, ...]:
+        """The studies of the same patient that hold another modality, the nearest in time first, then by UID.
+
+        The same patient is one with the same Patient ID, and the same Issuer of Patient ID where both studies state one.
+        Without a Patient ID or a Study Date there are none.
+
+        Args:
+            study_instance_uid: whose patient.
+            modality: that the partner must hold.
+            window_days: largest distance of the Study Dates.
+        """
 
     def close(self) -> None:
         """Release connections."""

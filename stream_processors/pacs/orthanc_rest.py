@@ -7,8 +7,7 @@ checked. Every error of httpx and every status code leaves as one of ``stream_pr
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from orthanc_plugin.wire.events import StudyReady, is_uid
+from engines.records import Modality
 from stream_processors.errors import (
     ClaimEnded,
     ClaimExpired,
@@ -32,10 +31,11 @@ from stream_processors.errors import (
     from_foreign,
 )
 from stream_processors.events import Stored
-from stream_processors.pacs.client import EncodedReport, InstanceSink
+from stream_processors.pacs.client import EncodedReport, InstanceSink, Partner, ToFetch
+from stream_processors.pacs.identifiers import checked_pacs_id, checked_uid
+from stream_processors.pacs.partners import find_partners
 from stream_processors.settings import RestSettings
 
-_ORTHANC_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
 _AHEAD_BYTES = 4 * 1024 * 1024
 """Instances up to this size are held in memory while they wait for their turn; at most ``connections`` of them."""
 _CHUNK_BYTES = 256 * 1024
@@ -87,7 +87,7 @@ class OrthancRest:
         response = self._get("/purkinje/status", "asking the plugin for its status")
         return None if response is None else dict(_parsed(response, "asking the plugin for its status"))
 
-    def fetch(self, claim: StudyReady, sink: InstanceSink) -> tuple[str, ...]:
+    def fetch(self, claim: ToFetch, sink: InstanceSink) -> tuple[str, ...]:
         instances = self._list(claim)
         size_bytes = sum(instance.size_bytes for instance in instances)
         if size_bytes > self._largest_study_bytes:
@@ -107,12 +107,30 @@ class OrthancRest:
         return None if response is None else response.content
 
     def reports_of(self, study_instance_uid: str, *, manufacturer: str) -> tuple[bytes, ...]:
-        query = {"StudyInstanceUID": _require_uid(study_instance_uid), "Modality": "SR", "Manufacturer": manufacturer}
+        query = {"StudyInstanceUID": checked_uid(study_instance_uid), "Modality": "SR", "Manufacturer": manufacturer}
         doing = "looking for earlier reports"
         found = self._post("/tools/find", doing, json={"Level": "Series", "Query": query, "Expand": True})
-        instances = sorted(_checked_id(one) for series in _parsed(found, doing) for one in series["Instances"])
+        instances = sorted(checked_pacs_id(one) for series in _parsed(found, doing) for one in series["Instances"])
         files = (self._get(f"/instances/{pacs_id}/file", "reading an earlier report") for pacs_id in instances)
         return tuple(response.content for response in files if response is not None)
+
+    def partners_of(self, study_instance_uid: str, modality: Modality, *, window_days: int) -> tuple[Partner, ...]:
+        return find_partners(self, checked_uid(study_instance_uid), modality, window_days=window_days)
+
+    def studies(self, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Orthanc's description of every study with these elements; ``*``, ``?`` and a backslash select several."""
+        asked = {"Level": "Study", "Query": query, "Expand": True, "CaseSensitive": True}
+        return list(_parsed(self._post("/tools/find", "looking for studies", json=asked), "looking for studies"))
+
+    def series_of(self, pacs_study_id: str) -> list[dict[str, Any]]:
+        """Orthanc's description of every series of a study; none where it is gone."""
+        response = self._get(f"/studies/{checked_pacs_id(pacs_study_id)}/series", "listing a study")
+        return [] if response is None else list(_parsed(response, "listing a study"))
+
+    def element(self, pacs_instance_id: str, tag: str) -> str:
+        """Value of one element of an instance, empty where it has none (``0010-0021``)."""
+        response = self._get(f"/instances/{checked_pacs_id(pacs_instance_id)}/content/{tag}", "reading one element")
+        return "" if response is None else response.content.decode("latin-1").strip(" \0")
 
     def store(self, report: EncodedReport) -> Stored:
         headers = {"content-type": "application/dicom"}
@@ -133,7 +151,7 @@ class OrthancRest:
     def close(self) -> None:
         self._http.close()
 
-    def _list(self, claim: StudyReady) -> list[_Listed]:
+    def _list(self, claim: ToFetch) -> list[_Listed]:
         listed = [self._list_series(series.pacs_series_id) for series in claim.series]
         if all(instances is None for instances in listed):
             msg = "none of the announced series is left in the PACS"
@@ -146,7 +164,7 @@ class OrthancRest:
         return sorted(instances, key=lambda instance: instance.sop_instance_uid)
 
     def _list_series(self, pacs_series_id: str) -> list[_Listed] | None:
-        path = f"/series/{_checked_id(pacs_series_id)}/instances"
+        path = f"/series/{checked_pacs_id(pacs_series_id)}/instances"
         response = self._get(path, "listing a series")
         return None if response is None else [_listed(entry) for entry in _parsed(response, "listing a series")]
 
@@ -172,17 +190,17 @@ class OrthancRest:
             _check(response, "fetching an instance", reading=True)
             sink.append(response.iter_bytes(_CHUNK_BYTES))
 
-    def _changed(self, claim: StudyReady) -> ClaimEnded:
+    def _changed(self, claim: ToFetch) -> ClaimEnded:
         left = (self._list_series(series.pacs_series_id) for series in claim.series)
         if all(instances is None for instances in left):
             return ClaimExpired("the study was deleted while it was being read")
         return ClaimSuperseded("an instance was deleted while the study was being read")
 
     def _instance_id(self, sop_instance_uid: str) -> str | None:
-        _require_uid(sop_instance_uid)
+        checked_uid(sop_instance_uid)
         found = self._post("/tools/lookup", "looking for a report", content=sop_instance_uid.encode())
         hits = _parsed(found, "looking for a report")
-        return next((_checked_id(one["ID"]) for one in hits if one["Type"] == "Instance"), None)
+        return next((checked_pacs_id(one["ID"]) for one in hits if one["Type"] == "Instance"), None)
 
     def _json(self, path: str, doing: str) -> dict[str, Any]:
         response = self._get(path, doing)
@@ -266,20 +284,6 @@ def _parsed(response: httpx.Response, doing: str) -> Any:
 def _listed(entry: dict[str, Any]) -> _Listed:
     return _Listed(
         sop_instance_uid=str(entry["MainDicomTags"]["SOPInstanceUID"]),
-        pacs_id=_checked_id(entry["ID"]),
+        pacs_id=checked_pacs_id(entry["ID"]),
         size_bytes=int(entry["FileSize"]),
     )
-
-
-def _checked_id(text: str) -> str:
-    if not _ORTHANC_ID.fullmatch(text):
-        msg = "a resource identifier is not of Orthanc's form (five groups of eight hexadecimal digits)"
-        raise PacsRefused(msg)
-    return text
-
-
-def _require_uid(text: str) -> str:
-    if not is_uid(text):
-        msg = "a UID is not well formed (PS3.5 9.1); it does not become part of a request"
-        raise PacsRefused(msg)
-    return text

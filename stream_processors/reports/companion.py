@@ -14,10 +14,12 @@ from highdicom.sr import RelationshipTypeValues as Relationship
 from pydicom.sr.coding import Code
 
 from engines.predictions import Prediction
+from stream_processors.cross_modal import CrossModalFinding
 from stream_processors.reports import codes
 from stream_processors.reports.content import text
 from stream_processors.reports.evidence import Evidence
 from stream_processors.reports.wording import (
+    cross_modal_sentences,
     evidence_sentences,
     model_sentences,
     picture_sentences,
@@ -28,19 +30,30 @@ from stream_processors.reports.wording import (
 COMPANION_SOP_CLASS_UID = "1.2.840.10008.5.1.4.1.1.88.22"
 
 
-def companion_root(prediction: Prediction, evidence: Evidence, observation_context: Any) -> Any:
+def companion_root(
+    prediction: Prediction,
+    evidence: Evidence,
+    observation_context: Any,
+    cross_modal: CrossModalFinding | None,
+) -> Any:
     """Content tree of the companion.
 
     Args:
         prediction: what it says.
         evidence: what the report could refer to.
         observation_context: language and device observer, as in the measurement report.
+        cross_modal: what the check against the patient's other study found, or None.
     """
     root = hd.sr.ContainerContentItem(codes.DIAGNOSTIC_IMAGING_REPORT, template_id="2000")
     root.ContentSequence = hd.sr.ContentSequence(observation_context)
     findings = [*status_sentences(prediction.model), *result_sentences(prediction)]
     root.ContentSequence.append(_section(codes.FINDINGS, codes.FINDING, findings))
-    notes = [*prediction.notes, *picture_sentences(prediction), *evidence_sentences(evidence)]
+    notes = [
+        *cross_modal_sentences(cross_modal),
+        *prediction.notes,
+        *picture_sentences(prediction),
+        *evidence_sentences(evidence),
+    ]
     if notes:
         root.ContentSequence.append(_section(codes.SUMMARY, codes.CONCLUSION, notes))
     procedure = _section(codes.CURRENT_PROCEDURE_DESCRIPTIONS, codes.PROCEDURE_DESCRIPTION, model_sentences(prediction))

@@ -144,6 +144,7 @@ def algorithm(subject: Subject) -> Any:
         "intended_use": model.intended_use,
         "input_digest": subject.context.key.content_digest,
         **_calibration_parameters(prediction),
+        **({} if subject.context.cross_modal is None else subject.context.cross_modal.parameters()),
     }
     if subject.evidence.unreferenced:
         parameters["unreferenced_instances"] = str(subject.evidence.unreferenced)

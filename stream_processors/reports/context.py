@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from pydicom.dataset import Dataset
 
+from stream_processors.cross_modal import CrossModalFinding
 from stream_processors.reports.identity import ReportKey
 
 SUPPORTED_SOP_CLASSES = {
@@ -32,6 +33,7 @@ class ReportContext:
         predecessors: earlier reports on the same study (SOP class and UIDs are read), or empty.
         node: name of the processing node.
         software_version: version of Purkinje.
+        cross_modal: what the check against the patient's other study found, or None where there is none.
 
     Raises:
         ValueError: the time has no time zone, there is no evidence, or the SOP class cannot hold the tree.
@@ -43,6 +45,7 @@ class ReportContext:
     predecessors: tuple[Dataset, ...]
     node: str
     software_version: str
+    cross_modal: CrossModalFinding | None = None
 
     def __post_init__(self) -> None:
         if self.event_time_utc.utcoffset() is None:

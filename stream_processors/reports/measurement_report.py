@@ -58,7 +58,8 @@ def build_reports(prediction: Prediction, context: ReportContext) -> tuple[Datas
     subject = Subject(prediction=prediction, context=context, evidence=evidence)
     referred = _with_picture(subject)
     report = build_document(_report_root(subject), _report_shell(subject), referred, context, prediction.model)
-    readable = companion_root(prediction, evidence, [*_language(), *_observation_context(subject)])
+    observed = [*_language(), *_observation_context(subject)]
+    readable = companion_root(prediction, evidence, observed, context.cross_modal)
     companion = build_document(readable, _companion_shell(subject), evidence, context, prediction.model)
     return report, companion
 

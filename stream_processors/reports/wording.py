@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from engines.predictions import ClassProbability, Estimate, Interval, ModelIdentity, Prediction
 from engines.records import Modality
+from stream_processors.cross_modal import NAMES, CrossModalFinding, cosine_text, percent_text
 from stream_processors.reports import codes
 from stream_processors.reports.content import reported
 from stream_processors.reports.evidence import Evidence
@@ -14,6 +15,8 @@ from stream_processors.reports.evidence import Evidence
 STATUS = "AI output, not reviewed."
 EF_CLASSES = {(0.0, 40.0): "40 % or less", (40.1, 49.9): "41 to 49 %", (50.0, 100.0): "50 % or more"}
 """Of the left ventricular ejection fraction: reduced, mildly reduced, preserved (2021 universal definition of heart failure)."""
+ALIKE = "That is usual for one patient, and no proof of it."
+UNLIKE = "That is unusually little for one patient: make sure that both studies are of this patient."
 PHANTOMS = "Trained on phantoms, not for clinical use."
 
 
@@ -65,6 +68,25 @@ def picture_sentences(prediction: Prediction) -> list[str]:
     if prediction.picture is None:
         return []
     return [f"The series AI picture of this study shows what carries the result. {prediction.picture.caption}"]
+
+
+def cross_modal_sentences(finding: CrossModalFinding | None) -> list[str]:
+    """What the check against the patient's other study found, or why it was not made."""
+    if finding is None:
+        return []
+    days = "on the same day" if finding.days_apart == 0 else f"{finding.days_apart} days apart"
+    days = "1 day apart" if finding.days_apart == 1 else days
+    partner = f"the {NAMES[finding.partner_modality]} of the same patient, {days}"
+    study = f"study {finding.partner_study_instance_uid}"
+    if finding.similarity is None:
+        return [f"Cross-modal check with {partner} ({study}): not compared, {_clause(str(finding.not_compared))}."]
+    said = finding.similarity
+    shares = (
+        f"{percent_text(said.own_percent)} % of known pairs of one patient and of "
+        f"{percent_text(said.others_percent)} % of pairs of two patients"
+    )
+    found = f"Cross-modal check with {partner} ({study}): similarity {cosine_text(said)}, above that of {shares}."
+    return [f"{found} {UNLIKE if said.below_limit else ALIKE} It checks identity and measures nothing of the heart."]
 
 
 def _plan_sentences(model: ModelIdentity) -> list[str]:

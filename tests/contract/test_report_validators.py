@@ -7,13 +7,16 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 
+from engines.predictors.similarity import Similarity
 from engines.records import Modality
+from stream_processors.cross_modal import CrossModalFinding
 from stream_processors.reports.context import SUPPORTED_SOP_CLASSES
 from stream_processors.reports.measurement_report import build_reports, encode
 from stream_processors.reports.validate import FAST, standing_complaints
@@ -54,6 +57,7 @@ def malformed_uid(header: Dataset) -> None:
     header.SOPInstanceUID = header.SOPInstanceUID + ".01"
 
 
+SIMILAR = Similarity(cosine=-0.2, own_percent=1.0, others_percent=40.0, below_limit=True)
 VARIANTS: tuple[Callable[[Dataset], None], ...] = (bare, latin, japanese, odd_sex, malformed_uid)
 CASES = [(modality, answer, plain) for modality in Modality for answer in ANSWERS]
 CASES += [(modality, answer, odd) for modality in Modality for answer in ("answered", "refused") for odd in VARIANTS]
@@ -69,7 +73,7 @@ def validators() -> None:
         pytest.skip(f"validators are missing: {', '.join(missing)}")
 
 
-def complaints(modality: Modality, answer: str, headers: list[Dataset], folder: Path, **context: str) -> list[str]:
+def complaints(modality: Modality, answer: str, headers: list[Dataset], folder: Path, **context: Any) -> list[str]:
     """What stands against report and companion."""
     found = []
     documents = build_reports(make_prediction(modality, answer, headers), make_context(modality, headers, **context))
@@ -101,6 +105,17 @@ def test_the_same_tree_is_legal_in_every_supported_class(
     """A site whose archive lacks Comprehensive SR can choose another class."""
     headers = [make_header(modality)]
     assert complaints(modality, "answered", headers, tmp_path, sop_class_uid=sop_class_uid) == []
+
+
+@pytest.mark.usefixtures("validators")
+@pytest.mark.parametrize("modality", [Modality.CMR, Modality.ECG])
+@pytest.mark.parametrize("said", [{"similarity": SIMILAR}, {"not_compared": "there is no short-axis cine (é)"}])
+def test_a_cross_modal_check_passes(modality: Modality, said: dict[str, Any], tmp_path: Path) -> None:
+    """What the check adds is legal, compared or not."""
+    finding = CrossModalFinding(
+        partner_study_instance_uid="1.2.9", partner_modality=Modality.ECG, days_apart=2, bundle_sha256="e" * 64, **said
+    )
+    assert complaints(modality, "answered", [make_header(modality)], tmp_path, cross_modal=finding) == []
 
 
 @pytest.mark.usefixtures("validators")

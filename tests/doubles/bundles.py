@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from onnx import helper, numpy_helper
 
 from engines.bundle import manifest as m
 from engines.bundle.golden import GoldenCase, npz_bytes
-from engines.bundle.writer import GateFiles, write_bundle
+from engines.bundle.writer import CrossModalFiles, GateFiles, write_bundle
 from engines.predictors.distance import EmbeddingStatistics
+from engines.predictors.similarity import GRID, SimilarityStatistics
+from engines.preprocess.cmr_volume import CmrVolumeSpec, prepare_volumes
 from engines.preprocess.registry import prepare
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
 from engines.records import ArrayFrames, CineLoop, CineStack, EcgRecord, Modality, Record, SourceInstance
 
-EMBEDDING = 4
+EMBEDDING, SHARED = 4, 8
 VIEWS = ("parasternal_long_axis", "apical_four_chamber", "no_heart")
 DISEASES = (
     "coronary_artery_disease",
@@ -84,6 +87,32 @@ ECG = EcgSpec(
     saturated_run_ms=50.0,
     consistency_max_mv=0.1,
 )
+VOLUMES = CmrVolumeSpec(
+    kind="cmr_volume",
+    preprocess_version=1,
+    heart=CmrSpec(
+        kind="cmr",
+        preprocess_version=2,
+        size_px=32,
+        pixel_spacing_mm=5.0,
+        search_spacing_mm=3.0,
+        slices_min=3,
+        phases_min=8,
+        motion_contrast_min=3.0,
+        motion_fraction_min=0.3,
+        ventricle_score_min=0.05,
+        slice_score_min=0.15,
+        percentile_low=1.0,
+        percentile_high=99.0,
+    ),
+    slices=12,
+    slice_distance_mm=10.0,
+    phases=6,
+    ventricle_slices_min=6,
+    slice_gap_max=1.5,
+    outside_fraction_max=0.15,
+)
+"""Of the cross-modal check; accepts ``hearts.small_stack``."""
 SPECS = {Modality.ECHO: ECHO, Modality.CMR: CMR, Modality.ECG: ECG}
 SOURCE = SourceInstance(
     sop_class_uid="1.2.840.10008.5.1.4.1.1.9.1.1", sop_instance_uid="2.25.1", series_instance_uid="2.25.2"
@@ -174,6 +203,26 @@ def wide_intervals(**changes: Any) -> m.WideIntervals:
     return m.WideIntervals(**{**fields, **changes})
 
 
+def cross_modal(**changes: Any) -> m.CrossModalPart:
+    """A cross-modal check of volumes in a space of 8 dimensions, for pairs within a week."""
+    inputs = {"embedding": (-1, EMBEDDING), "volumes": (-1, 2, 12, 32, 32), "slice_mask": (-1, 12)}
+    fields = {
+        "graph": m.CROSS_MODAL_GRAPH_NAME,
+        "golden": m.CROSS_MODAL_GOLDEN_NAME,
+        "statistics": m.SIMILARITY_NAME,
+        "preprocess": VOLUMES,
+        "inputs": tuple(m.TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in inputs.items()),
+        "outputs": tuple(
+            m.TensorSpec(name=name, dtype="float32", shape=(-1, SHARED))
+            for name in (m.ECG_PROJECTION, m.CMR_PROJECTION)
+        ),
+        "window_days": 7,
+        "prepared_tolerance": 1e-4,
+        "tolerance": 1e-3,
+    }
+    return m.CrossModalPart(**{**fields, **changes})
+
+
 def draft(modality: Modality, **changes: Any) -> m.ManifestDraft:
     """A complete manifest of a tiny bundle."""
     inputs, outputs = signature(modality)
@@ -202,6 +251,7 @@ def draft(modality: Modality, **changes: Any) -> m.ManifestDraft:
         "metrics": {"mean_absolute_error_percent": 4.25},
         "gate": None,
         "wide_intervals": None,
+        "cross_modal": None,
     }
     return m.ManifestDraft(**{**fields, **changes})
 
@@ -294,7 +344,55 @@ def write_tiny(folder: Path, modality: Modality = Modality.ECG, **changes: Any) 
         cases.append(GoldenCase(record=record(modality, seed), prepared=arrays, outputs=outputs))
     statistics = EmbeddingStatistics(mean=np.zeros(EMBEDDING), precision=np.eye(EMBEDDING))
     gate_files = None if manifest.gate is None else tiny_gate(manifest.gate)
-    return write_bundle(folder, manifest, onnx_bytes=onnx_bytes, golden=cases, embedding=statistics, gate=gate_files)
+    cross = None if manifest.cross_modal is None else tiny_cross_modal(manifest.cross_modal)
+    return write_bundle(
+        folder, manifest, onnx_bytes=onnx_bytes, golden=cases, embedding=statistics, gate=gate_files, cross_modal=cross
+    )
+
+
+def tiny_cross_modal(part: m.CrossModalPart) -> CrossModalFiles:
+    """Linear projections, the golden pair of a small stack, and statistics of known pairs."""
+    onnx_bytes = projections_graph(part)
+    session = onnxruntime.InferenceSession(onnx_bytes, providers=["CPUExecutionProvider"])
+    record, images = small_volumes(part.preprocess)
+    embedding = np.random.default_rng(3).normal(size=(1, EMBEDDING)).astype(np.float32)
+    arrays = {part.inputs[0].name: embedding, **{tensor.name: images[tensor.name] for tensor in part.images}}
+    names = [output.name for output in part.outputs]
+    outputs = dict(zip(names, session.run(names, arrays), strict=True))
+    statistics = SimilarityStatistics(own=np.linspace(-0.5, 1.0, GRID), others=np.linspace(-1.0, 0.8, GRID))
+    case = GoldenCase(record=record, prepared=arrays, outputs=outputs)
+    return CrossModalFiles(graph=onnx_bytes, golden=[case], statistics=statistics)
+
+
+@cache
+def small_volumes(spec: CmrVolumeSpec) -> tuple[CineStack, Mapping[str, NDArray[Any]]]:
+    """A small stack and what it is prepared to."""
+    from tests.doubles.hearts import small_stack  # it needs the phantoms, which few tests do
+
+    stack = small_stack(1)
+    return stack, prepare_volumes(stack, spec).arrays
+
+
+def projections_graph(part: m.CrossModalPart) -> bytes:
+    """ONNX bytes: unit vectors of one matrix times the embedding, and of one times everything of the images."""
+    rng = np.random.default_rng(11)
+    first, *images = part.inputs
+    # What is flat already is left alone: OpenVINO would drop the node and name the input after its output.
+    rows = {tensor.name: f"row_{tensor.name}" if len(tensor.shape) > 2 else tensor.name for tensor in images}
+    nodes = [helper.make_node("Flatten", [name], [row], axis=1) for name, row in rows.items() if row != name]
+    nodes.append(helper.make_node("Concat", list(rows.values()), ["row_images"], axis=1))
+    constants = [numpy_helper.from_array(np.array([1]), "axis")]
+    sizes = (first.shape[1], sum(int(np.prod(tensor.shape[1:])) for tensor in images))
+    for output, row, size in zip(part.outputs, (first.name, "row_images"), sizes, strict=True):
+        weights = rng.normal(size=(size, output.shape[1])).astype(np.float32) / np.float32(size)
+        constants.append(numpy_helper.from_array(weights, f"w_{output.name}"))
+        nodes += [
+            helper.make_node("MatMul", [row, f"w_{output.name}"], [f"raw_{output.name}"]),
+            helper.make_node("ReduceL2", [f"raw_{output.name}", "axis"], [f"length_{output.name}"], keepdims=1),
+            helper.make_node("Div", [f"raw_{output.name}", f"length_{output.name}"], [output.name]),
+        ]
+    body = helper.make_graph(nodes, "tiny_pair", _values(part.inputs), _values(part.outputs), constants)
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
 def tiny_gate(part: m.ViewGate) -> GateFiles:

@@ -147,6 +147,7 @@ def make_context(modality: Modality, headers: Sequence[Dataset], **changes: Any)
         predecessors=changes.pop("predecessors", ()),
         node=changes.pop("node", "node-1"),
         software_version="0.1.0",
+        cross_modal=changes.pop("cross_modal", None),
     )
 
 

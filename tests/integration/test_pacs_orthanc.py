@@ -28,7 +28,9 @@ from stream_processors.pipeline import encoded
 from stream_processors.reports.document import MANUFACTURER
 from stream_processors.reports.measurement_report import build_reports
 from stream_processors.settings import DimseSettings, RestSettings
+from tests.doubles.archive import part10_bytes
 from tests.doubles.reports import make_context, make_header, make_prediction
+from tests.doubles.small_studies import ECG, MR, instance
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +221,27 @@ def test_every_sample_is_sent_or_named(orthanc: LocalOrthanc, rest: OrthancRest,
     assert all(reason for reason in (*result.skipped.values(), *result.failed.values()))
     assert len(result.sent) > len(files) / 3
     assert rest.ping()
+
+
+def test_the_same_patients_other_study_is_found_and_fetched(orthanc: LocalOrthanc, rest: OrthancRest) -> None:
+    """An ECG two days after the images finds them, not those of another patient, issuer or month."""
+    own = {"PatientID": "ID*", "IssuerOfPatientID": "A"}
+    images = instance(MR, "MR", "1.2.826.0.1.8", StudyDate="20260101", **own)
+    studies = [
+        instance(ECG, "ECG", "1.2.826.0.1.9", StudyDate="20260103", **own),
+        images,
+        instance(MR, "MR", "1.2.826.0.1.10", StudyDate="20260103", PatientID="ID*", IssuerOfPatientID="B"),
+        instance(MR, "MR", "1.2.826.0.1.11", StudyDate="20260103", PatientID="ID1"),
+        instance(MR, "MR", "1.2.826.0.1.12", StudyDate="20260103", PatientID="id*"),
+        instance(MR, "MR", "1.2.826.0.1.13", StudyDate="20260203", **own),
+    ]
+    for dataset in studies:
+        httpx.post(f"{orthanc.url}/instances", content=part10_bytes(dataset)).raise_for_status()
+    (found,) = rest.partners_of("1.2.826.0.1.9", Modality.CMR, window_days=30)
+    assert (found.study_instance_uid, found.days_apart) == ("1.2.826.0.1.8", 2)
+    sink = Sink()
+    assert rest.fetch(found, sink) == (images.SOPInstanceUID,)
+    assert sink.instances == [part10_bytes(images)]
+    assert [one.study_instance_uid for one in rest.partners_of("1.2.826.0.1.8", Modality.ECG, window_days=2)] == [
+        "1.2.826.0.1.9"
+    ]

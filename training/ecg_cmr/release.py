@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from training.config import TrainingInputs
 from training.ecg_cmr.alignment import embed_ecg
 from training.ecg_cmr.config import EcgCmrRun, digest, run_sha256
+from training.ecg_cmr.cross_modal import cross_modal_release
 from training.ecg_cmr.evaluation import Cohort
 from training.ecg_cmr.phantom_ecgs import ReleasePatients, release_patients
 from training.ecg_cmr.probes import LinearHeads, Part, demographics_only, linear_heads
 from training.ecg_cmr.release_plan import ReleasePlan, release_plan
-from training.ecg_cmr.stages import train_ecg_cmr
+from training.ecg_cmr.stages import TrainedEcg, train_ecg_cmr
 from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.store_build import build_pair_store
 from training.evaluate import evaluate_bundle
-from training.export import Release, export_bundle
+from training.export import CrossModalRelease, Release, export_bundle
 from training.metrics import Measured, auroc, bootstrap, r_squared
 from training.models.ecg_vit import EcgVit, EcgVitNet
 from training.signature import input_spec
@@ -79,9 +80,9 @@ def release_ecg_cmr(  # noqa: PLR0913 - what, where from, where to, and how
     """
     chosen = plan or release_plan(run)
     torch.set_num_threads(threads)
-    encoder = _encoder(run, chosen, out, workers)
+    trained = _trained(run, chosen, out, workers)
     patients = release_patients(chosen, out / _ARRAYS, workers=workers)
-    probed = probed_network(encoder, patients, chosen)
+    probed = probed_network(trained.encoder, patients, chosen)
     for words in probed.heads.chosen:
         _log.info("probe.fitted", chosen=words)
     release = Release(
@@ -93,6 +94,7 @@ def release_ecg_cmr(  # noqa: PLR0913 - what, where from, where to, and how
         wide_coverage_percent=chosen.wide_coverage_percent,
         parity_tolerance=_PARITY_TOLERANCE,
         metrics=without_ecg(patients, chosen),
+        cross_modal=_cross_modal(run, trained, chosen, out, workers),
     )
     return export_bundle(release, probed.network, patients.arrays, patients.split, bundle)
 
@@ -105,11 +107,23 @@ def evaluate_ecg_cmr(run: EcgCmrRun, out: Path, bundle: Path, *, workers: int) -
     return measured | without_ecg(patients, plan)
 
 
-def _encoder(run: EcgCmrRun, plan: ReleasePlan, out: Path, workers: int) -> EcgVit:
+def _trained(run: EcgCmrRun, plan: ReleasePlan, out: Path, workers: int) -> TrainedEcg:
     name = digest(plan.pairs.name, len(plan.pairs.entries()), repr(dict(plan.pairs.spec)))[:12]
     store = build_pair_store(plan.pairs, out / _STORES / f"pairs-{name}", workers=workers)
     folder = run_folder(run, store, out)
-    return train_ecg_cmr(run, store, folder, shared=out / SHARED_FOLDER, progress=_say).encoder
+    return train_ecg_cmr(run, store, folder, shared=out / SHARED_FOLDER, progress=_say)
+
+
+def _cross_modal(
+    run: EcgCmrRun, trained: TrainedEcg, plan: ReleasePlan, out: Path, workers: int
+) -> CrossModalRelease | None:
+    """What the bundle compares an ECG with images by; None where the encoder never saw any, or the plan wants none."""
+    if trained.aligned is None or not plan.cross_modal_pairs:
+        return None
+    source = plan.known_pairs
+    name = digest(source.name, source.first, source.patients, repr(dict(source.spec)))[:12]
+    store = build_pair_store(source, out / _STORES / f"known-pairs-{name}", workers=workers)
+    return cross_modal_release(run, trained.aligned, store, plan)
 
 
 def _say(text: str) -> None:

@@ -6,8 +6,9 @@ Called by ``release``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from engines.predictors.similarity import LEAST_PATIENTS
 from engines.records import Modality
 from training.config import BundleConfig, DataConfig, SplitConfig
 from training.data.targets import DISEASES
@@ -22,6 +23,7 @@ _SEED = 24_011
 _PAIRS, _CALIBRATION, _TEST = 1500, 2000, 2000
 _COVERAGE_PERCENT, _WIDE_COVERAGE_PERCENT = 80.0, 95.0
 _GOLDEN_HEARTS = 3
+_CROSS_MODAL_PAIRS, _WINDOW_DAYS = 400, 7
 _METHODS = {
     "ecg_cmr_ecg_only_small": "pre-trained on ECGs alone",
     "ecg_cmr_slice_small": "pre-trained beside one slice of cardiac MR at end-diastole",
@@ -40,6 +42,9 @@ class ReleasePlan:
         pairs: patients with both studies, who train and choose.
         ecgs: patients with an ECG: first those of ``pairs``, then those who calibrate, then those who are asked.
         calibration, test: how many.
+        cross_modal_pairs: first of those who calibrate whose images are made too, so that known pairs tell how alike an ECG and
+            images of one patient are; 0 where no network compares them.
+        window_days: how far apart both studies of a patient may lie to be compared at a site; a day of a phantom means nothing.
         quantities: estimated, in the order of the columns; the first three are those of every ECG bundle.
         diseases: whose probability is stated, likewise.
         wide_coverage_percent: of the second interval; that of the first stands in ``bundle``.
@@ -50,6 +55,8 @@ class ReleasePlan:
     ecgs: PhantomPairs
     calibration: int
     test: int
+    cross_modal_pairs: int
+    window_days: int
     quantities: tuple[str, ...]
     diseases: tuple[str, ...]
     wide_coverage_percent: float
@@ -69,6 +76,12 @@ class ReleasePlan:
         paired = tuple(entry.patient for entry in self.pairs.entries())
         if paired != tuple(entry.patient for entry in self.ecgs.entries()[: self.paired]):
             raise ValueError("the patients of the pairs are not the first with an ECG; expected the same, in one order")
+        if self.cross_modal_pairs and not LEAST_PATIENTS <= self.cross_modal_pairs <= self.calibration:
+            msg = (
+                f"{self.cross_modal_pairs} of {self.calibration} patients who calibrate tell how similar pairs are; expected "
+                f"{LEAST_PATIENTS} to {self.calibration}, or 0 for a bundle without the check"
+            )
+            raise ValueError(msg)
         if self.pairs.ecg != self.ecgs.ecg:
             raise ValueError("pairs and ECGs are prepared differently; give both the specification of the bundle")
 
@@ -76,6 +89,11 @@ class ReleasePlan:
     def paired(self) -> int:
         """Patients with both studies."""
         return self.ecgs.patients - self.calibration - self.test
+
+    @property
+    def known_pairs(self) -> PhantomPairs:
+        """Patients with both studies whom nothing was trained or chosen on."""
+        return replace(self.pairs, first=self.pairs.first + self.paired, patients=self.cross_modal_pairs)
 
     @property
     def data(self) -> DataConfig:
@@ -111,6 +129,8 @@ def release_plan(run: EcgCmrRun) -> ReleasePlan:
         ecgs=_phantoms(total),
         calibration=_CALIBRATION,
         test=_TEST,
+        cross_modal_pairs=_CROSS_MODAL_PAIRS if run.towers else 0,
+        window_days=_WINDOW_DAYS,
         quantities=QUANTITIES,
         diseases=DISEASES,
         wide_coverage_percent=_WIDE_COVERAGE_PERCENT,

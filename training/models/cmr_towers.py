@@ -76,7 +76,7 @@ class SliceTimeTower(nn.Module):
         """
         _require_shape(cine_B1TSS, "slice_time", ("B", "1", "T", "S", "S"))
         frames = cine_B1TSS.transpose(1, 2).flatten(0, 1)  # [B T, 1, S, S]
-        each = self.reduce(self.body(frames)).unflatten(0, (len(cine_B1TSS), -1))  # [B, T, E]
+        each = self.reduce(self.body(frames)).unflatten(0, (cine_B1TSS.shape[0], -1))  # [B, T, E]
         _, (last, _) = self.over_time(each)  # [1, B, E]
         return last[0]  # [B, E]
 
@@ -120,7 +120,8 @@ class VolumeTower(nn.Module):
         return self.reduce(self.mix(each_BCD)[..., 0])  # [B, E]
 
     def _mask(self, volume_B1DSS: Tensor, mask_BD: Tensor | None) -> Tensor:
-        subjects, slices = len(volume_B1DSS), self.mix.in_features
+        # Not ``len``, which fixes the batch of an exported graph.
+        subjects, slices = volume_B1DSS.shape[0], self.mix.in_features
         if volume_B1DSS.shape[2] != slices:
             raise ValueError(
                 f"the volume has {volume_B1DSS.shape[2]} slices; this tower mixes {slices}: prepare as many"

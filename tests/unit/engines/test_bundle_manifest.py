@@ -37,7 +37,7 @@ def test_draft_survives_json(modality: Modality) -> None:
 @pytest.mark.parametrize("field", sorted(m.ManifestDraft.model_fields))
 def test_no_field_has_a_default(field: str) -> None:
     """A manifest of the newest schema that lacks any one field is refused."""
-    document = {**_gated(), "schema_version": 3, "wide_intervals": None}
+    document = {**_gated(), "schema_version": 4, "wide_intervals": None, "cross_modal": None}
     assert m.ManifestDraft.model_validate(document)
     del document[field]
     with pytest.raises(ValidationError):
@@ -47,7 +47,7 @@ def test_no_field_has_a_default(field: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 4, "Input should be 1, 2 or 3"),
+        (("schema_version",), 5, "Input should be 1, 2, 3 or 4"),
         (("modality",), "cmr", "one modality"),
         (("unheard_of",), 1, "Extra inputs"),
         (("graph",), "../model.onnx", "pattern"),

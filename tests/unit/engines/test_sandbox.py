@@ -33,6 +33,7 @@ from engines.decode.sandbox import ChildFailed, DecodeLimits, DecodeSandbox
 from engines.decode.spool import Spool
 from engines.decode.study import StudyReading, read_instances
 from engines.errors import InputRefused, NotApplicable, RefusalCode
+from engines.preprocess.cmr_volume import CmrVolumeSpec
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
 from engines.records import Modality
 from tests.doubles.hearts import written
@@ -45,6 +46,17 @@ SPECS = {
     Modality.CMR: CmrSpec(**_SPECS["cmr"]),
     Modality.ECG: EcgSpec(**_SPECS["ecg"]),
 }
+VOLUMES = CmrVolumeSpec(
+    kind="cmr_volume",
+    preprocess_version=1,
+    heart=SPECS[Modality.CMR].model_copy(update={"size_px": 32, "pixel_spacing_mm": 5.0}),
+    slices=12,
+    slice_distance_mm=10.0,
+    phases=6,
+    ventricle_slices_min=6,
+    slice_gap_max=1.5,
+    outside_fraction_max=0.15,
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +120,19 @@ def test_the_answer_equals_reading_in_process(
         for name, array in one.arrays.items():
             assert array.dtype == other.arrays[name].dtype
             assert np.array_equal(array, other.arrays[name])
+
+
+def test_volumes_for_the_cross_modal_check_come_through(
+    studies: dict[Modality, list[bytes]], child: DecodeSandbox
+) -> None:
+    """The child prepares cardiac MR as volumes too, and its next study as the engine's spec says."""
+    with spooled(studies[Modality.CMR]) as spool:
+        apart = child.read_study(Modality.CMR, spool, VOLUMES)
+    here = read_instances(Modality.CMR, [io.BytesIO(each) for each in studies[Modality.CMR]], VOLUMES)
+    (one,), (other,) = apart.prepared, here.prepared
+    assert one.arrays["volumes"].shape == (1, 2, 12, 32, 32)
+    assert all(np.array_equal(array, other.arrays[name]) for name, array in one.arrays.items())
+    assert read(child, Modality.CMR, studies[Modality.CMR]).prepared[0].arrays.keys() != one.arrays.keys()
 
 
 def test_refusals_keep_their_type_code_and_reason(studies: dict[Modality, list[bytes]], child: DecodeSandbox) -> None:

@@ -19,11 +19,13 @@ from orthanc_plugin.wire.log import LogRecord
 from orthanc_plugin.wire.sqlite_log import SqliteLog
 from stream_processors.consumer import Lane, Settler
 from stream_processors.events import parse_outcome
+from stream_processors.partner_check import PartnerCheck
 from stream_processors.pipeline import Pipeline, Site
 from stream_processors.publisher import Publisher
 from stream_processors.routes import Route
 from stream_processors.settings import ReportSettings
 from stream_processors.stages import Checkpoint, pass_by
+from tests.doubles.cross_modal import FakeComparer, PairSandbox
 from tests.doubles.log import FaultyLog, FaultySubscription
 from tests.doubles.pacs import FakePacs, claim_of
 from tests.doubles.predictor import FakeEngine, FakeSandbox
@@ -43,24 +45,31 @@ class World:
     checkpoint: Checkpoint = pass_by
     stopping: threading.Event = field(default_factory=threading.Event)
     pacs: FakePacs = field(default_factory=FakePacs)
+    comparer: FakeComparer | None = None
+    window_days: int | None = None
 
     def __post_init__(self) -> None:
         self.headers = self.headers or [make_header(self.modality)]
         self.engine = FakeEngine(self.modality, self.answer, self.headers)
         self.sandbox = FakeSandbox(self.headers, self.refusal)
+        self.pairs = PairSandbox(self.sandbox)
         self.publisher = Publisher(self.log)
 
     @property
     def pipeline(self) -> Pipeline:
         """The pipeline as a process that starts now would make it."""
         return Pipeline(
-            route=Route(modality=self.modality, sandbox=self.sandbox, engine=self.engine),
+            route=Route(modality=self.modality, sandbox=self.pairs, engine=self.engine),
             reader=self.pacs,
             writer=self.pacs,
             publisher=self.publisher,
             site=Site(site_url="https://hospital.example", node="node-1", software_version="0.1.0", report=self.report),
             checkpoint=self.checkpoint,
+            partners=None if self.comparer is None else self._partners(self.comparer),
         )
+
+    def _partners(self, comparer: FakeComparer) -> PartnerCheck:
+        return PartnerCheck(comparer, self.pacs, window_days=self.window_days)
 
     def settler(self) -> Settler:
         """What brings a message to its end; waits are the real ones, so faults should be few."""

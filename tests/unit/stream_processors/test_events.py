@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from engines.predictions import Estimate, Interval, ModelIdentity
+from engines.predictors.similarity import Similarity
+from engines.records import Modality
 from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, EventError
 from orthanc_plugin.wire.log import LogRecord
+from stream_processors.cross_modal import CrossModalFinding
 from stream_processors.events import (
     DeadLetter,
     Failure,
@@ -64,6 +67,14 @@ REPORTED = StudyOutcome(
         companion_sop_instance_uid="2.25.3",
         stored=Stored.CREATED,
     ),
+    cross_modal=CrossModalFinding(
+        partner_study_instance_uid="1.2.9",
+        partner_modality=Modality.CMR,
+        days_apart=2,
+        bundle_sha256="e" * 64,
+        similarity=Similarity(cosine=0.412, own_percent=64.0, others_percent=98.5, below_limit=False),
+        embedding=(0.6, -0.8),
+    ),
     stage_ms={"fetch": 10.5, "total": 100.0},
     completed_utc="2026-03-01T10:00:05.000000+00:00",
 )
@@ -110,7 +121,8 @@ def test_an_outcome_reads_back_as_it_was_written() -> None:
     """Headers and value carry everything the outcome holds."""
     data = parse_outcome(REPORTED.headers(), REPORTED.value())
     assert data.pop("event_id") == REPORTED.event_id
-    assert data == json.loads(json.dumps(asdict(REPORTED)))
+    assert REPORTED.cross_modal is not None
+    assert data == json.loads(json.dumps({**asdict(REPORTED), "cross_modal": REPORTED.cross_modal.event()}))
 
 
 def test_an_outcome_points_at_its_announcement() -> None:
@@ -149,7 +161,7 @@ def test_golden_outcomes_are_read_for_ever(path: Path) -> None:
 
 def test_an_outcome_names_the_plan_and_the_fallback() -> None:
     """From minor version 1 on an outcome says which plan computed and why a fallback did; both are null where there is none."""
-    assert REPORTED.headers()["ce_dataschema"].endswith("/1.2.json")
+    assert REPORTED.headers()["ce_dataschema"].endswith("/1.3.json")
     engine = json.loads(REPORTED.value())["engine"]
     assert (engine["plan_sha256"], engine["fallback"]) == (ENGINE.plan_sha256, ENGINE.fallback)
     plain = replace(REPORTED, engine=replace(ENGINE, plan_sha256=None, fallback=None))
@@ -163,6 +175,23 @@ def test_an_outcome_states_the_second_interval() -> None:
     assert first["wide_interval"] == {"low": 25.5, "high": 50.9, "coverage_percent": 95.0}
     (plain,) = (replace(each, wide_interval=None) for each in REPORTED.estimates)
     assert json.loads(replace(REPORTED, estimates=(plain,)).value())["estimates"][0]["wide_interval"] is None
+
+
+def test_an_outcome_states_the_cross_modal_check() -> None:
+    """Minor version 3 says how alike the patient's other study is, or why not; it is null where there is no such study."""
+    said = json.loads(REPORTED.value())["cross_modal"]
+    assert (said["partner_study_instance_uid"], said["partner_modality"], said["days_apart"]) == ("1.2.9", "cmr", 2)
+    assert (said["cosine"], said["own_percent"], said["others_percent"]) == (0.412, 64.0, 98.5)
+    assert (said["below_limit"], said["embedding"], said["not_compared"]) == (False, [0.6, -0.8], None)
+    assert REPORTED.cross_modal is not None
+    without = replace(REPORTED.cross_modal, similarity=None, not_compared="it is damaged")
+    told = json.loads(replace(REPORTED, cross_modal=without).value())["cross_modal"]
+    assert told == {**dict.fromkeys(said), "days_apart": 2, "partner_modality": "cmr"} | {
+        "partner_study_instance_uid": "1.2.9",
+        "bundle_sha256": "e" * 64,
+        "not_compared": "it is damaged",
+    }
+    assert json.loads(replace(REPORTED, cross_modal=None).value())["cross_modal"] is None
 
 
 def test_the_newest_golden_outcome_is_what_is_written_now() -> None:

@@ -188,7 +188,7 @@ def test_replaying_an_old_revision_does_not_follow_the_newer_report(world: World
     assert {uid: world.pacs.reports[uid] for uid in expected} == expected
 
 
-@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.COMMIT])
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in {Stage.COMMIT, Stage.CROSS_MODAL}])
 @pytest.mark.parametrize("answer", ["answered", "abstained"])
 def test_a_kill_after_any_stage_neither_duplicates_nor_loses(log: FaultyLog, stage: Stage, answer: str) -> None:
     """Killed at any point and delivered again: one report with the same bytes, one distinct outcome."""

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,14 @@ from engines.records import Modality
 from orthanc_plugin.wire.events import DEAD_LETTER_TOPIC, READY_TOPICS, RESULT_TOPIC
 from stream_processors import processors
 from stream_processors.disposition import Rule
-from stream_processors.processors import Connections, checkpoint_of, run, waited
+from stream_processors.partner_check import PartnerCheck
+from stream_processors.pipeline import Pipeline
+from stream_processors.processors import Connections, checkpoint_of, run, settler_of, waited, with_partners
 from stream_processors.routes import Route
 from stream_processors.settings import Settings
 from stream_processors.stages import Stage, Stopwatch, kill_after, pass_by
+from stream_processors.telemetry import NoMetrics
+from tests.doubles.cross_modal import FakeComparer
 from tests.doubles.log import FaultyLog
 from tests.unit.stream_processors.conftest import World
 
@@ -259,3 +263,33 @@ def test_a_stage_that_fails_is_timed_but_reaches_no_checkpoint() -> None:
         _ = 1 / 0
     assert reached == [Stage.FETCH]
     assert set(timed.stage_ms) == {"wait", "fetch", "read", "total"}
+
+
+def test_one_check_serves_ecg_and_cardiac_mr_and_is_closed(
+    settings: Settings, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lanes of both modalities share it, echo knows nothing of it, and the process closes it."""
+    comparer = FakeComparer()
+    check = PartnerCheck(comparer, world.pacs)
+    monkeypatch.setattr(processors, "open_partner_check", lambda *_: check)
+    given = {}
+    with ExitStack() as stack:
+        connections = Connections(log=world.log, reader=world.pacs, writer=world.pacs)
+        connections = with_partners(settings, connections, stack)
+        for modality in Modality:
+            route = Route(modality=modality, sandbox=world.sandbox, engine=world.engine)
+            settler = settler_of(settings, route, connections, stopping=threading.Event(), metrics=NoMetrics())
+            assert isinstance(settler.pipeline, Pipeline)
+            given[modality] = settler.pipeline.partners
+        assert not comparer.closed
+    assert given == {Modality.ECHO: None, Modality.CMR: check, Modality.ECG: check}
+    assert comparer.closed
+
+
+def test_without_a_check_the_lanes_are_as_before(
+    settings: Settings, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle without the part, or the setting, leaves every pipeline without it."""
+    monkeypatch.setattr(processors, "open_partner_check", lambda *_: None)
+    connections = Connections(log=world.log, reader=world.pacs, writer=world.pacs)
+    assert with_partners(settings, connections, ExitStack()) == connections

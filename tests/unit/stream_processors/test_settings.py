@@ -35,6 +35,19 @@ def test_two_settings_are_enough(env: pytest.MonkeyPatch) -> None:
     assert settings.log.url == MINIMUM["PURKINJE_LOG"]
 
 
+def test_the_cross_modal_check_can_be_switched_off(env: pytest.MonkeyPatch) -> None:
+    """It is on and has the window of the bundle unless the site says otherwise; a window is never negative."""
+    settings = load_settings()
+    assert (settings.cross_modal.enabled, settings.cross_modal.window_days) == (True, None)
+    env.setenv("PURKINJE_CROSS_MODAL__ENABLED", "false")
+    env.setenv("PURKINJE_CROSS_MODAL__WINDOW_DAYS", "0")
+    settings = load_settings()
+    assert (settings.cross_modal.enabled, settings.cross_modal.window_days) == (False, 0)
+    env.setenv("PURKINJE_CROSS_MODAL__WINDOW_DAYS", "-1")
+    with pytest.raises(SettingsInvalid, match=r"cross_modal\.window_days"):
+        load_settings()
+
+
 @pytest.mark.parametrize("name", MINIMUM)
 def test_a_missing_setting_is_named_with_its_variable(env: pytest.MonkeyPatch, name: str) -> None:
     """Whoever forgets a required setting reads which variable to set."""

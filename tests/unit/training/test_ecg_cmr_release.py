@@ -245,7 +245,9 @@ def test_the_baseline_knows_size_and_hardly_function() -> None:
     """Without an ECG, age, sex and body size say much of a volume and next to nothing of an ejection fraction."""
     plan = release_plan(small("triplet"))
     ecgs = replace(plan.ecgs, patients=900)
-    few = replace(plan, pairs=replace(plan.ecgs, patients=500), ecgs=ecgs, calibration=100, test=300)
+    few = replace(
+        plan, pairs=replace(plan.ecgs, patients=500), ecgs=ecgs, calibration=100, test=300, cross_modal_pairs=0
+    )
     entries, nothing = ecgs.entries(), np.zeros((900, 1, 12, 1), np.float32)
     split = phantom_ecgs._split(few, entries)
     arrays = HeartArrays(inputs=nothing, targets=nothing[:, 0, 0], clips=np.ones(900, np.uint8), sha256="")
@@ -275,7 +277,8 @@ def test_heads_are_the_probe_without_its_scales() -> None:
 
 def _quarter(plan: ReleasePlan) -> ReleasePlan:
     ecgs = replace(plan.ecgs, patients=300)
-    return replace(plan, pairs=replace(plan.ecgs, patients=200), ecgs=ecgs, calibration=50, test=50)
+    pairs = replace(plan.ecgs, patients=200)
+    return replace(plan, pairs=pairs, ecgs=ecgs, calibration=50, test=50, cross_modal_pairs=0)
 
 
 @pytest.mark.parametrize("variant", sorted(LOOKS))
