@@ -1,10 +1,10 @@
 """``purkinje-train evaluate ecg_cmr``: the whole comparison as one command, its table and its numbers.
 
-What it costs, in seconds on one core for each patient of the standard set and a seed, validation included: pairs 0.36;
-autoencoder, 20 epochs of the 70 % that train at 6.5 ms, 0.09; towers, 20 epochs at 1 + 11 + 8 + 8 ms, 0.39; contrast, four
-variants of 30 epochs at 9.7 ms, 0.81; fine-tuning, five encoders of at most 12 epochs at 7.5 ms, 0.32. Together 1.97; the easy
-set is not fine-tuned, 1.65. The default of 1,400 and 550 patients and three seeds takes 3 x (1,400 x 1.97 + 550 x 1.65) s =
-11,000 s or 92 minutes on two cores, each at work on seeds of its own; probes and drawings take some ten minutes more.
+What it costs, in seconds on one quiet core for each patient of the standard set and a seed, validation included: pairs 0.36;
+autoencoder, 20 epochs of the 70 % that train at 6.5 ms, 0.09; towers, 30 epochs at 1 + 11 + 8 + 8 ms, 0.59; contrast, four
+variants of 30 epochs at 9.7 ms, 0.81; fine-tuning, five encoders of at most 12 epochs at 7.5 ms, 0.32. Together 2.2; of the easy
+set more train and none is fine-tuned, 2.2 too. The default of three seeds of 600 patients and one of 800 easy ones takes 5,700 s
+or 48 minutes on two cores, each at work on seeds of its own; probes and drawings take some ten minutes more.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from training.data.targets import DISEASES
 from training.data.worker_pool import worker_pool
 from training.ecg_cmr.cohorts import Columns, in_all
 from training.ecg_cmr.config import EcgCmrRun, with_ecg_cmr_epochs, with_seed
+from training.ecg_cmr.easy_pairs import easy_pairs
 from training.ecg_cmr.evaluation import DRAWS
 from training.ecg_cmr.measurements import Comparison, document
 from training.ecg_cmr.neural_probes import FINE_TUNING, PEER_MLP
@@ -61,8 +62,6 @@ PROBING: Mapping[Size, Probing] = {
 _PHANTOMS = "Trained and tested on digital phantoms. Not for clinical use."
 _PATIENTS = "Trained and tested on a data set of patients by a research protocol. Not for clinical use."
 _SEEDS_APART = 100
-EASY_SHARES = {"training": 88, "validation": 6, "test": 6}
-"""Percent; what the easy set is asked for is retrieval, and the gallery is its test part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,22 +180,18 @@ def _sets(options: StudyOptions) -> list[_Set]:
     if options.data is not None:
         return [_ukbb(options, options.data, probing)]
     standard, easy = options.sizes
-    sets = [_phantoms("standard", _pairs_of(options, "standard", standard), probing)]
+    hearts = {seed: phantom_pairs(seed=seed, patients=standard, cohort="standard") for seed in _seeds(options)}
+    sets = [_phantoms("standard", hearts, options, probing)]
     if easy:
-        pairs = {seed: replace(each, shares=EASY_SHARES) for seed, each in _pairs_of(options, "easy", easy).items()}
-        first = dict(list(pairs.items())[: options.easy_seeds])
-        sets.append(_phantoms("easy", first, replace(probing, kinds=("linear",))))
+        plain = {seed: easy_pairs(seed=seed, patients=easy) for seed in _seeds(options)[: options.easy_seeds]}
+        sets.append(_phantoms("easy", plain, options, replace(probing, kinds=("linear",))))
     return sets
 
 
-def _pairs_of(options: StudyOptions, cohort: PhantomCohort, patients: int) -> dict[int, PhantomPairs]:
-    return {
-        seed: replace(phantom_pairs(seed=seed, patients=patients, cohort=cohort), cmr=_cmr(options.size))
-        for seed in _seeds(options)
-    }
-
-
-def _phantoms(cohort: PhantomCohort, sources: Mapping[int, PhantomPairs], probing: Probing) -> _Set:
+def _phantoms(
+    cohort: PhantomCohort, hearts: Mapping[int, PhantomPairs], options: StudyOptions, probing: Probing
+) -> _Set:
+    sources = {seed: replace(each, cmr=_cmr(options.size)) for seed, each in hearts.items()}
     words = f"digital phantoms, {cohort} set, other hearts for each seed; a disease counts whether diagnosed before or after"
     return _Set(name=cohort, words=words, sources=sources, columns=PHANTOM_COLUMNS, probing=probing)
 

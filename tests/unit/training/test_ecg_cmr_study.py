@@ -17,7 +17,7 @@ from tests.doubles.ecg_cmr_runs import ToldHearts, tiny
 from training.checkpoint import ForeignRunError
 from training.cli import main
 from training.config import load_recipe
-from training.data.patient_split import PUBLISHED_SHARES, part_of
+from training.data.patient_split import part_of
 from training.data.sources.paired_subjects import DEMOGRAPHICS as BODY
 from training.ecg_cmr import protocol, study
 from training.ecg_cmr.cohorts import Columns, in_all, usable
@@ -33,13 +33,16 @@ from training.ecg_cmr.variants import LOOKS
 
 FIT = FitOptions(learning_rates=(1e-2,), epochs=1, patience=1)
 SIZES = (48, 40)
-PROPER_SHARES = study.EASY_SHARES
 ASKED = ("lvedv", "lvef")
 ILL = ("coronary_artery_disease", "heart_failure")
 
 
 def _hearts(*, seed: int, patients: int, cohort: str) -> ToldHearts:
     return ToldHearts(patients=patients, salt=f"{cohort}-{seed}", spec={"seed": seed})
+
+
+def _easy_hearts(*, seed: int, patients: int) -> ToldHearts:
+    return _hearts(seed=seed, patients=patients, cohort="easy")
 
 
 def _recipe(variant: str, _size: str) -> EcgCmrRun:
@@ -58,7 +61,7 @@ def _use_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "PHANTOM_COLUMNS", columns)
     probing = Probing(kinds=("linear", "mlp", "fine_tune"), mlp=FIT, fine_tuning=FIT)
     monkeypatch.setattr(study, "PROBING", {"small": probing})
-    monkeypatch.setattr(study, "EASY_SHARES", PUBLISHED_SHARES)  # these are few
+    monkeypatch.setattr(study, "easy_pairs", _easy_hearts)
 
 
 def _options(folder: Path, **changed: Any) -> study.StudyOptions:
@@ -263,17 +266,10 @@ def test_two_workers_say_what_one_says(options: study.StudyOptions, finished: An
     assert finished[0] is options
 
 
-def test_the_easy_set_has_its_own_shares_on_the_first_seeds(
-    options: study.StudyOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fewer seeds where asked, and most patients train; the standard set keeps the published shares on all seeds."""
-    shares = {"training": 80, "validation": 10, "test": 10}
-    monkeypatch.setattr(study, "EASY_SHARES", shares)
+def test_the_easy_set_is_run_on_the_first_seeds(options: study.StudyOptions) -> None:
+    """Fewer seeds where asked; the standard set is run on all."""
     standard, easy = study._sets(replace(options, easy_seeds=1))
     assert (list(standard.sources), list(easy.sources)) == ([3, 4], [3])
-    assert easy.sources[3].shares == shares
-    assert standard.sources[3].shares == PUBLISHED_SHARES
-    assert sum(PROPER_SHARES.values()) == 100
 
 
 def test_each_seed_has_pairs_and_weights_of_its_own(options: study.StudyOptions) -> None:
