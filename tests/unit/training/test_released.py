@@ -14,7 +14,7 @@ from training.signature import input_spec
 
 REPOSITORY = Path(__file__).parents[3]
 RELEASES = {"echo_ef": "coreecho_small", "cmr_risk": "enf_small", "ecg_cmr": "ecg_cmr_triplet_small"}
-LARGEST_BYTES = {"echo_ef": 6_000_000, "cmr_risk": 12_000_000, "ecg_cmr": 6_000_000}
+LARGEST_BYTES = {"echo_ef": 6_000_000, "cmr_risk": 12_000_000, "ecg_cmr": 8_000_000}
 
 
 @pytest.mark.parametrize(("folder", "recipe"), RELEASES.items())
@@ -39,7 +39,7 @@ def test_the_released_ecg_says_all_that_its_plan_asks() -> None:
 
 @pytest.mark.parametrize("folder", RELEASES)
 def test_a_released_bundle_is_small(folder: str) -> None:
-    """All files together stay under six million bytes; twelve for the field, whose constants are many."""
+    """All files together stay under six million bytes; twelve for the field, whose constants are many, eight for the ECG with its check."""
     assert sum(file.stat().st_size for file in (RELEASED / folder).iterdir()) < LARGEST_BYTES[folder]
 
 
