@@ -63,7 +63,7 @@ def test_a_wrong_side_fails_the_command_and_scores_nothing(tmp_path: Path) -> No
     section = _sections(tmp_path)["latency"]
     assert code == 1
     assert "fast and wrong" not in {row["side"] for row in section["rows"]}
-    assert [what for what, _why in section["wrong"]] == ["ecg-cmr-small, fast and wrong fp32"]
+    assert [what for what, _why in section["wrong"]] == ["ecg-cmr-triplet-small, fast and wrong fp32"]
 
 
 def test_a_training_mode_that_computes_something_else_scores_nothing(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def torch_network(bundle: Bundle) -> nn.Module:
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     try:
         network = _FORMS[bundle.manifest.modality](bundle, model, weights)
-    except (KeyError, RuntimeError, StopIteration) as error:
+    except (KeyError, RuntimeError, StopIteration, ValueError) as error:
         msg = f"{bundle.manifest.name} does not fit the network of its modality: {error}"
         raise NoTorchForm(msg) from error
     return network.eval().requires_grad_(requires_grad=False)
