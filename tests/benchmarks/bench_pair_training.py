@@ -18,7 +18,8 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -72,18 +73,22 @@ class Pairs:
     """The same pairs in three forms: a store, one compressed file each, one DICOM file each."""
 
     source: PhantomPairs
-    store: PairStore
+    whole: PairStore
     folder: Path
 
     @classmethod
     def written(cls, folder: Path, patients: int) -> Pairs:
         """Render and write them."""
         source = phantom_pairs(seed=5, patients=patients, cohort="standard")
-        store = build_pair_store(source, folder / "store").subset("training")
-        pairs = cls(source=source, store=store, folder=folder)
-        for row in range(len(store)):
+        pairs = cls(source=source, whole=build_pair_store(source, folder / "store"), folder=folder)
+        for row in range(len(pairs.store)):
             pairs._write(row)
         return pairs
+
+    @cached_property
+    def store(self) -> PairStore:
+        """Those that train."""
+        return self.whole.subset("training")
 
     def _write(self, row: int) -> None:
         arrays = {name: self.store.read(name, [row])[0] for name in ("volumes", "slice_mask")}
@@ -131,7 +136,7 @@ def arms_of(pairs: Pairs, rows: NDArray[np.int64]) -> dict[str, Arm]:
     run = load_recipe("ecg_cmr_triplet_small")
     assert isinstance(run, EcgCmrRun)
     network = untrained(run)
-    step = ContrastStep(replace(run), network, pairs.store)
+    step = ContrastStep(run, network, pairs.whole)
     known = step._train.known
 
     def taken(ecg: NDArray[np.float32], cmr: dict[str, torch.Tensor]) -> float:
