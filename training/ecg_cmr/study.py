@@ -36,7 +36,7 @@ from training.ecg_cmr.protocol import Job, Pairs, Probing, run_job
 from training.ecg_cmr.requirements import as_markdown, as_rows, requirements
 from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.store_build import build_pair_store
-from training.ecg_cmr.table import markdown, section
+from training.ecg_cmr.table import details, markdown, section
 from training.ecg_cmr.ukbb_pairs import ukbb_pairs
 from training.phantoms.paired import Cohort as PhantomCohort
 
@@ -62,6 +62,9 @@ PROBING: Mapping[Size, Probing] = {
 _PHANTOMS = "Trained and tested on digital phantoms. Not for clinical use."
 _PATIENTS = "Trained and tested on a data set of patients by a research protocol. Not for clinical use."
 _SEEDS_APART = 100
+_NAME = "ecg_cmr"
+"""Of what is written."""
+_POINTER = f"Every target, condition, difference and subgroup: [details]({_NAME}_details.md).\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,19 +163,42 @@ def _written(options: StudyOptions, documents: Mapping[str, Document]) -> Study:
     names = list(documents)
     measured, easy = documents[names[0]], documents.get("easy")
     found = requirements(measured, phantoms=options.data is None, easy=easy)
-    pages = [markdown(measured), section("Easy set", easy) if easy else "", as_markdown(found) if found else ""]
+    easy_page = section("Easy set", easy) if easy else ""
+    pages = [markdown(measured), easy_page, as_markdown(found) if found else "", _POINTER]
     table = "\n".join(page for page in pages if page)
     numbers = measured | {"easy": easy, "requirements": as_rows(found)}
-    for folder in filter(None, (options.out, options.docs)):
-        _write(folder, table, numbers)
+    _write(options.out, table, details(measured), numbers)
+    if options.docs is not None:
+        _write(options.docs, table, details(measured), _brief(numbers))
     return Study(table=table, holds=all(each.met for each in found))
 
 
-def _write(folder: Path, table: str, numbers: Document) -> None:
+def _write(folder: Path, table: str, more: str, numbers: Document) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ecg_cmr.md").write_text(table, encoding="utf-8")
-    text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "ecg_cmr.json").write_text(text + "\n", encoding="utf-8")
+    (folder / f"{_NAME}.md").write_text(table, encoding="utf-8")
+    (folder / f"{_NAME}_details.md").write_text(more, encoding="utf-8")
+    text = json.dumps(numbers, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    (folder / f"{_NAME}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _brief(numbers: Document) -> Document:
+    """The numbers for the documentation: without subgroups and single seeds, which lie below ``out``, and to six digits."""
+    easy = numbers["easy"]
+    short: Document = _rounded(numbers | {"models": _without_parts(numbers)})
+    return short | {"easy": None if easy is None else _rounded(easy | {"models": _without_parts(easy)})}
+
+
+def _without_parts(measured: Document) -> list[Document]:
+    left_out = {"subgroups", "of_each_seed"}
+    return [{key: value for key, value in model.items() if key not in left_out} for model in measured["models"]]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def _sets(options: StudyOptions) -> list[_Set]:

@@ -66,7 +66,7 @@ truth. AUROC and AUPRC stand at the prevalence of the test set, which is not bal
 
 
 def markdown(measured: Document) -> str:
-    """Return the tables of a document as Markdown.
+    """Return what a study comes to as Markdown; ``details`` has the rest.
 
     Args:
         measured: from ``training.ecg_cmr.measurements.document``, or read back from JSON.
@@ -75,9 +75,20 @@ def markdown(measured: Document) -> str:
         ValueError: the document has no baseline of demographics only.
     """
     _require_baseline(measured)
-    parts = [_header(measured), _figure(measured), _LEGEND.format(draws=measured["draws"]), _targets(measured)]
-    parts += [_conditions(measured), _retrieval(measured), _order(measured), _differences(measured)]
-    parts += [_subgroups(measured), _seeds(measured), _published(), _notes(measured)]
+    parts = [_header(measured), _figure(measured), _LEGEND.format(draws=measured["draws"])]
+    parts += [_retrieval(measured), _order(measured), _seeds(measured), _published()]
+    return _joined(parts)
+
+
+def details(measured: Document) -> str:
+    """Return every target, condition, difference and subgroup as Markdown, and what the probes chose."""
+    title = "# What the heart looks like, read from a twelve-lead ECG: details"
+    caution = f"{measured['comparison']['caution']} Patients, targets and letters as on the page of the study."
+    parts = [title, caution, _targets(measured), _conditions(measured), _differences(measured)]
+    return _joined([*parts, _subgroups(measured), _notes(measured)])
+
+
+def _joined(parts: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -127,6 +127,19 @@ def test_all_variants_and_the_baseline_are_in_the_table(finished: tuple[study.St
     assert all(words in found.table for words in (*VARIANTS.values(), MODELS[DEMOGRAPHICS], "0.605", "## Easy set"))
     assert options.docs is not None
     assert found.table == (options.docs / "ecg_cmr.md").read_text()
+    assert "## Differences" in (options.docs / "ecg_cmr_details.md").read_text()
+
+
+def test_the_documentation_gets_the_same_numbers_in_short(finished: tuple[study.StudyOptions, study.Study]) -> None:
+    """Subgroups and single seeds stay below the folder of the runs; what is left agrees to six digits."""
+    options, _ = finished
+    whole, short = json.loads((options.out / "ecg_cmr.json").read_text()), _numbers(options)
+    assert short.keys() == whole.keys()
+    for brief, full in zip(short["models"], whole["models"], strict=True):
+        assert full.keys() - brief.keys() == {"subgroups", "of_each_seed"}
+        assert brief["numbers"]["lvef"]["r2"]["value"] == pytest.approx(
+            full["numbers"]["lvef"]["r2"]["value"], rel=1e-5
+        )
 
 
 def test_what_must_hold_stands_at_the_end(finished: tuple[study.StudyOptions, study.Study]) -> None:

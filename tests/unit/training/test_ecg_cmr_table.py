@@ -14,7 +14,7 @@ from training.ecg_cmr.evaluation import Answers, Cohort, same_cohort
 from training.ecg_cmr.measurements import Comparison, document
 from training.ecg_cmr.outcome import DEMOGRAPHICS, VARIANTS, Outcome, made_from_of, read_outcome, write_outcome
 from training.ecg_cmr.requirements import as_markdown, requirements
-from training.ecg_cmr.table import PUBLISHED, markdown
+from training.ecg_cmr.table import PUBLISHED, details, markdown
 from training.metrics import r_squared
 
 COMPARISON = Comparison(
@@ -105,7 +105,7 @@ def test_the_page_shows_the_numbers_of_the_document() -> None:
     assert "Columns of the baseline: age_years, male" in page
     for words in (*VARIANTS.values(), *(row.result for row in PUBLISHED), "`make it`", "demographics only, no ECG"):
         assert words in page
-    assert page.count("triplet, 3D ED and ES volumes, linear probe: said once") == 1
+    assert details(measured).count("triplet, 3D ED and ES volumes, linear probe: said once") == 1
     assert "average R2 0.605 over CMR features" in page
 
 
@@ -113,7 +113,7 @@ def test_a_condition_that_nobody_has_is_shown_without_a_rank() -> None:
     """An AUROC of one class is no number in the document, and none on the page."""
     measured = _measured()
     assert measured["models"][0]["numbers"]["cardiomyopathy"]["auroc"]["value"] is None
-    assert "| cardiomyopathy | demographics only, no ECG | linear probe | none | none | 0.000" in markdown(measured)
+    assert "| cardiomyopathy | demographics only, no ECG | linear probe | none | none | 0.000" in details(measured)
 
 
 def test_differences_are_paired_and_the_order_is_that_of_the_means() -> None:
