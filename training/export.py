@@ -110,10 +110,12 @@ _PREPARED_TOLERANCE = {"clip": 1.0, "image": 1e-4, "ecg": 1e-4}
 _OUTPUT_TOLERANCE = {
     "ef": 0.05,
     "logit": 5e-3,
-    "estimates": 0.02,
+    "estimates": 0.1,
     "disease_logits": 5e-3,
     "embedding": 5e-3,
 }
+"""Of ``estimates`` a tenth of an EF point, millilitre or gram, the last digit that is reported: in FP16 a hundred and sixty
+millilitres are off by 0.04."""
 _FIELD_TOLERANCE = {
     "logit": 1e-4,
     "embedding": 1e-4,
