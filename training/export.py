@@ -111,11 +111,12 @@ _OUTPUT_TOLERANCE = {
     "ef": 0.05,
     "logit": 5e-3,
     "estimates": 0.1,
-    "disease_logits": 5e-3,
+    "disease_logits": 0.04,
     "embedding": 5e-3,
 }
 """Of ``estimates`` a tenth of an EF point, millilitre or gram, the last digit that is reported: in FP16 a hundred and sixty
-millilitres are off by 0.04."""
+millilitres are off by 0.04. Of ``disease_logits`` what moves a probability by at most one percent; in FP16 they are off by half of
+it."""
 _FIELD_TOLERANCE = {
     "logit": 1e-4,
     "embedding": 1e-4,
