@@ -20,7 +20,7 @@ QUANTITIES = ("lvef", "rvef", "cardiac_output", "lvedv", "lvesv", "rvedv", "rves
 TRAINING_SHARES = {"training": 90, "validation": 10}
 """Percent of the pairs; who calibrates and who is asked at the end has an ECG only and is in no store."""
 _SEED = 24_011
-_PAIRS, _CALIBRATION, _TEST = 1500, 2000, 2000
+_PAIRS, _CALIBRATION, _TEST = 1500, 4000, 2000
 _COVERAGE_PERCENT, _WIDE_COVERAGE_PERCENT = 80.0, 95.0
 _GOLDEN_HEARTS = 3
 _CROSS_MODAL_PAIRS, _WINDOW_DAYS = 400, 7
