@@ -205,6 +205,9 @@ def test_the_companion_is_readable(
     for number in (*read.measurements, *read.probabilities):
         kind = f"{number.coverage_percent:g} %" if number in read.measurements else "Venn-Abers"
         bounds = f"{kind} interval {number.interval_low} to {number.interval_high} {number.unit}"
+        if number.wide_interval is not None:
+            low, high = number.wide_interval
+            bounds += f", {number.wide_coverage_percent:g} % interval {low} to {high} {number.unit}"
         assert re.search(rf"{number.value} {re.escape(number.unit)} \({re.escape(bounds)}\)", shown)
 
 
