@@ -43,6 +43,9 @@ OPTIM = OptimConfig(
     gradient_clip=1.0,
     autocast_bfloat16=False,
 )
+WHOLE_SHAPE = replace(SHAPE, patch_samples=250, samples=5000)
+"""Of a record as it is served."""
+ONE_EPOCH = replace(OPTIM, epochs=1, learning_rate=1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)

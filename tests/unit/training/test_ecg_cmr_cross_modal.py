@@ -19,7 +19,7 @@ from engines.predictors.cross_modal import load_cross_modal
 from engines.predictors.similarity import SimilarityStatistics
 from engines.preprocess.cmr_volume import prepare_volumes
 from engines.preprocess.registry import prepare
-from training.config import OptimConfig
+from tests.doubles.ecg_cmr_runs import ONE_EPOCH, WHOLE_SHAPE
 from training.data.sources.paired_subjects import draw_pair
 from training.ecg_cmr.alignment import Aligned
 from training.ecg_cmr.config import EcgCmrRun
@@ -42,22 +42,10 @@ from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.tower_inputs import KIND
 from training.ecg_cmr.variants import Variant, small
 from training.models.cmr_towers import build_tower
-from training.models.ecg_vit import EcgVit, EcgVitShape
+from training.models.ecg_vit import EcgVit
 from training.onnx_graph import ParityError, exported, run_named
 
 PAIRED, KNOWN, CALIBRATION, TEST = 48, 22, 24, 12
-SHAPE = EcgVitShape(
-    width=16, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2, patch_leads=12, patch_samples=250
-)
-OPTIM = OptimConfig(
-    epochs=1,
-    batch_size=8,
-    learning_rate=1e-3,
-    weight_decay=0.01,
-    warmup_fraction=0.1,
-    gradient_clip=1.0,
-    autocast_bfloat16=False,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +71,11 @@ def tiny_run(variant: Variant = "triplet") -> EcgCmrRun:
     assert run.contrast is not None
     return replace(
         run,
-        encoder=SHAPE,
+        encoder=WHOLE_SHAPE,
         augment=None,
-        mae=replace(run.mae, optim=OPTIM),
-        towers=tuple(replace(tower, optim=OPTIM) for tower in run.towers),
-        contrast=replace(run.contrast, optim=OPTIM, hidden=8, width=6),
+        mae=replace(run.mae, optim=ONE_EPOCH),
+        towers=tuple(replace(tower, optim=ONE_EPOCH) for tower in run.towers),
+        contrast=replace(run.contrast, optim=ONE_EPOCH, hidden=8, width=6),
     )
 
 

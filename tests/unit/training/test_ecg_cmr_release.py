@@ -20,9 +20,9 @@ from engines.predictors.base import load_predictor
 from engines.preprocess.registry import prepare
 from engines.preprocess.spec import EcgCleanSpec
 from stream_processors.local.bars import CARD_BASELINE, CARD_R_SQUARED
+from tests.doubles.ecg_cmr_runs import ONE_EPOCH, WHOLE_SHAPE
 from training.calibrate import conformal_half_width
 from training.cli import main
-from training.config import OptimConfig
 from training.data.heart_arrays import REFUSED, HeartArrays
 from training.data.sources.paired_subjects import DEMOGRAPHICS
 from training.data.targets import DISEASES
@@ -35,29 +35,12 @@ from training.ecg_cmr.release import probed_network, release_ecg_cmr, without_ec
 from training.ecg_cmr.release_plan import QUANTITIES, ReleasePlan, release_plan
 from training.ecg_cmr.store import PairStore
 from training.ecg_cmr.variants import LOOKS, published, small
-from training.models.ecg_vit import EcgVit, EcgVitShape
+from training.models.ecg_vit import EcgVit
 
 PAIRED, CALIBRATION, TEST = 48, 24, 12
-SHAPE = EcgVitShape(
-    width=16,
-    depth=1,
-    heads=2,
-    decoder_width=8,
-    decoder_depth=1,
-    decoder_heads=2,
-    patch_leads=12,
-    patch_samples=250,
+RUN = EcgCmrRun(
+    recipe="tiny", seed=3, encoder=WHOLE_SHAPE, augment=None, mae=MaeStage(optim=ONE_EPOCH), towers=(), contrast=None
 )
-OPTIM = OptimConfig(
-    epochs=1,
-    batch_size=8,
-    learning_rate=1e-3,
-    weight_decay=0.01,
-    warmup_fraction=0.1,
-    gradient_clip=1.0,
-    autocast_bfloat16=False,
-)
-RUN = EcgCmrRun(recipe="tiny", seed=3, encoder=SHAPE, augment=None, mae=MaeStage(optim=OPTIM), towers=(), contrast=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +91,7 @@ def test_the_bundle_states_what_the_plan_says(bundle: Bundle) -> None:
     assert (manifest.schema_version, manifest.preprocess.preprocess_version) == (3, 2)
     assert tuple(each.quantity for each in manifest.postprocess.estimates) == QUANTITIES
     assert tuple(each.condition for each in manifest.postprocess.conditions) == DISEASES
-    assert [each.shape for each in manifest.outputs] == [(-1, 8), (-1, 6), (-1, SHAPE.width)]
+    assert [each.shape for each in manifest.outputs] == [(-1, 8), (-1, 6), (-1, WHOLE_SHAPE.width)]
     assert {each.coverage_percent for each in manifest.postprocess.estimates} == {80.0}
     assert manifest.wide_intervals is not None
     assert manifest.wide_intervals.coverage_percent == 95.0
@@ -168,7 +151,7 @@ def test_who_trains_neither_calibrates_nor_is_asked(out: Path, patients: Release
 
 def _encoder() -> EcgVit:
     torch.manual_seed(7)
-    return EcgVit(SHAPE).eval()
+    return EcgVit(WHOLE_SHAPE).eval()
 
 
 def test_probes_never_look_at_calibration_and_test(patients: ReleasePatients) -> None:
