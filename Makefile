@@ -39,7 +39,7 @@ test: test-environment system-test deploy/viewer/node_modules/.installed ## Ever
 	@$(TEST)/bin/python -m pytest tests/unit tests/contract tests/fuzz -n $(CORES) $(PYTEST)
 	@$(TEST)/bin/python -m pytest tests/integration tests/e2e $(PYTEST)
 
-test-fast: test-environment ## Unit and contract tests without the slow ones, under two minutes
+test-fast: test-environment ## Unit and contract tests without the slow ones, about two minutes
 	@$(TEST)/bin/python -m pytest tests/unit tests/contract -m "not slow" -n $(CORES) $(PYTEST)
 
 lint: test-environment ## Formatting, types, import directions
