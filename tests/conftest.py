@@ -55,6 +55,7 @@ _SLOW = {
     "unit/training/test_export.py",
     "unit/training/test_labelled_loops.py",
     "unit/training/test_loop.py",
+    "unit/training/test_measured_stacks.py",
     "unit/training/test_pair_store.py",
     "unit/training/test_phantoms_cmr.py",
     "unit/training/test_phantoms_cmr_view.py",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from training.coreecho.commands import evaluate_coreecho_command, explain_command
-from training.ecg_cmr.commands import evaluate_ecg_cmr_command
+from training.ecg_cmr.commands import evaluate_ecg_cmr_command, evaluate_segmentation_command
 from training.options import as_typed, numbers
 
 if TYPE_CHECKING:
@@ -217,6 +217,7 @@ def evaluate_enf_command(*, threads: int, **given: Any) -> None:
 
 evaluate.add_command(evaluate_coreecho_command)
 evaluate.add_command(evaluate_ecg_cmr_command)
+evaluate.add_command(evaluate_segmentation_command)
 main.add_command(explain_command)
 
 _CMR_OPTIONS = ("label_field", "instance", "index", "frame_interval_ms", "exclude_percent")

@@ -27,6 +27,7 @@ from training.ecg_cmr.cohorts import Columns, in_all
 from training.ecg_cmr.config import EcgCmrRun, with_ecg_cmr_epochs, with_seed
 from training.ecg_cmr.easy_pairs import easy_pairs
 from training.ecg_cmr.evaluation import DRAWS
+from training.ecg_cmr.measured_stacks import read_measured
 from training.ecg_cmr.measurements import Comparison, document
 from training.ecg_cmr.neural_probes import FINE_TUNING, PEER_MLP
 from training.ecg_cmr.outcome import VARIANTS, Outcome
@@ -87,6 +88,7 @@ class StudyOptions:
         device: of training, such as ``cuda``.
         command: as it stands in the table.
         draws: of patients, for the intervals.
+        measured: UK Biobank: table of ``segmentation_study`` for participants whose tables state no quantity, or None.
     """
 
     data: Path | None
@@ -104,6 +106,7 @@ class StudyOptions:
     device: str
     command: str
     draws: int = DRAWS
+    measured: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +226,12 @@ def _phantoms(
 
 
 def _ukbb(options: StudyOptions, root: Path, probing: Probing) -> _Set:
-    source = ukbb_pairs(
-        root, ecg=ecg_of_pairs(), cmr=_cmr(options.size), options=UkbbOptions(instance=options.instance)
-    )
+    measured = {} if options.measured is None else read_measured(options.measured)
+    chosen = UkbbOptions(instance=options.instance, quantities=not measured, measured=measured)
+    source = ukbb_pairs(root, ecg=ecg_of_pairs(), cmr=_cmr(options.size), options=chosen)
     sources: dict[int, PairSource] = dict.fromkeys(_seeds(options), source)
     words = f"{source.name}; a disease counts where it was coded before the visit, an incident one after it"
+    words += "; quantities by segmentation where the tables state none" if measured else ""
     return _Set(name="ukbb", words=words, sources=sources, columns=UKBB_COLUMNS, probing=probing)
 
 

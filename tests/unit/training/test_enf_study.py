@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import resnet10
 
 from training.config import OptimConfig
 from training.enf import study
@@ -35,9 +38,9 @@ def tiny_run() -> EnfRun:
     )
 
 
-@pytest.fixture
-def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.StudyOptions:
-    """One seed, no segmentation, two DICOM studies."""
+@pytest.fixture(scope="module", autouse=True)
+def _tiny() -> Iterator[None]:
+    """The study finds the tiny recipe and a small baseline."""
     optim = OptimConfig(
         epochs=1,
         batch_size=4,
@@ -47,14 +50,20 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.StudyOptio
         gradient_clip=1.0,
         autocast_bfloat16=False,
     )
-    monkeypatch.setattr(study, "load_recipe", lambda _name: tiny_run())
-    monkeypatch.setattr(study, "BaselineConfig", lambda task: _baseline(optim, task))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "load_recipe", lambda _name: tiny_run())
+        patch.setattr(study, "BaselineConfig", lambda task: _baseline(optim, task))
+        yield
+
+
+def options_in(folder: Path) -> study.StudyOptions:
+    """One seed, no segmentation, two DICOM studies."""
     return study.StudyOptions(
         recipe="enf_small",
         data=None,
         cmr=study.CmrOptions(),
-        out=tmp_path / "out",
-        docs=tmp_path / "docs",
+        out=folder / "out",
+        docs=folder / "docs",
         sizes=SIZES,
         seeds=1,
         first_seed=0,
@@ -67,14 +76,36 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.StudyOptio
 
 
 def _baseline(optim: OptimConfig, task: Task) -> BaselineConfig:
-    return BaselineConfig(optim=optim, task=task, network=PairResNet.fifty)
+    return BaselineConfig(optim=optim, task=task, network=_small_network)
 
 
-def test_the_comparison_runs_and_resumes(options: study.StudyOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Table, numbers and pictures are written; the field's answers do not turn; a second run trains nothing."""
+def _small_network() -> PairResNet:
+    """Ten thin layers in place of fifty: what is tested is the comparison."""
+    return PairResNet(
+        resnet10(
+            pretrained=False,
+            spatial_dims=2,
+            n_input_channels=2,
+            num_classes=1,
+            conv1_t_size=7,
+            conv1_t_stride=2,
+            bias_downsample=False,
+            widen_factor=0.25,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[study.StudyOptions, study.Study]:
+    """The comparison, run once."""
     torch.manual_seed(0)
-    said: list[str] = []
-    found = study.run_study(options, said.append)
+    options = options_in(tmp_path_factory.mktemp("compared"))
+    return options, study.run_study(options, lambda _text: None)
+
+
+def test_the_comparison_writes_table_numbers_and_pictures(compared: tuple[study.StudyOptions, study.Study]) -> None:
+    """The field's answers do not turn, every logit of every model is a number, and the page says what does not hold."""
+    options, found = compared
     table = found.table
     numbers = json.loads((options.docs / "enf.json").read_text())
     models = {model["model"]: model for model in numbers["models"]}
@@ -97,47 +128,42 @@ def test_the_comparison_runs_and_resumes(options: study.StudyOptions, monkeypatc
         "meta-learning.png",
         "gallery.png",
     }
+    for file in options.out.glob("seed-*.json"):
+        assert np.isfinite(json.loads(file.read_text())["test_logits"]).all()
+
+
+def test_a_second_run_trains_only_what_is_of_other_settings(
+    compared: tuple[study.StudyOptions, study.Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in the folder of another classifier or of other hearts is not taken for this one's; the rest is."""
+    options, found = compared
+    again = replace(options, out=tmp_path / "out", docs=tmp_path / "docs")
+    shutil.copytree(options.out, again.out)
+    file = again.out / "seed-0-enf.json"
+    first = json.loads(file.read_text())
+    file.write_text(json.dumps(first | {"made_from": "of others", "test_logits": [9.0] * SIZES[2]}))
     monkeypatch.setattr("training.enf.meta.outer_step", _must_not_run)
     monkeypatch.setattr("training.enf.baselines._epoch", _must_not_run)
-    assert study.run_study(options, said.append) == found
+    assert study.run_study(again, lambda _text: None).holds is found.holds
+    assert json.loads(file.read_text())["test_logits"] == first["test_logits"]
 
 
 def _must_not_run(*_args: object, **_given: object) -> float:
     raise AssertionError("trained again")
 
 
-def test_an_outcome_of_other_settings_is_made_again(options: study.StudyOptions) -> None:
-    """What lies in the folder of another classifier or of other hearts is not taken for this one's."""
-    few = replace(options, dicom_studies=0)
-    study.run_study(few, lambda _text: None)
-    file = options.out / "seed-0-enf.json"
-    first = json.loads(file.read_text())
-    file.write_text(json.dumps(first | {"made_from": "of others", "test_logits": [9.0] * SIZES[2]}))
-    study.run_study(few, lambda _text: None)
-    assert json.loads(file.read_text())["test_logits"] == first["test_logits"]
-
-
-def test_an_unturned_image_in_place_of_a_turned_one_is_noticed(
-    options: study.StudyOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unturned_image_in_place_of_a_turned_one_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A harness that forgets to turn would find every model invariant."""
     monkeypatch.setattr("training.enf.hearts.turned_stack", lambda stack, _turns: stack)
     with pytest.raises(AssertionError, match="equal the unturned"):
-        study.run_study(options, lambda _text: None)
+        study.run_study(options_in(tmp_path), lambda _text: None)
 
 
-def test_a_recipe_of_another_kind_is_refused(options: study.StudyOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the recipes that are fields."""
     monkeypatch.setattr(study, "load_recipe", lambda _name: object())
     with pytest.raises(ValueError, match="enf_small"):
-        study.run_study(options, lambda _text: None)
-
-
-def test_the_field_of_a_trained_model_gives_finite_numbers(options: study.StudyOptions) -> None:
-    """Every logit of every model is a number."""
-    study.run_study(replace(options, dicom_studies=0), lambda _text: None)
-    for file in options.out.glob("seed-*.json"):
-        assert np.isfinite(json.loads(file.read_text())["test_logits"]).all()
+        study.run_study(options_in(tmp_path), lambda _text: None)
 
 
 def test_the_page_says_which_seeds_were_seen() -> None:

@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.doubles.hearts import small_mr_scan, small_subject
 from training.data.sources.ukbb_ecg import UkbbOptions
 from training.ecg_cmr.pair_source import prepared_pair
 from training.ecg_cmr.preparation import cmr_volume_small, ecg_of_pairs
+from training.ecg_cmr.segmentation_study import UkbbStacks
 from training.ecg_cmr.store_build import build_pair_store
 from training.ecg_cmr.ukbb_pairs import UkbbPairs, ecg_record_of, ukbb_pairs
 from training.phantoms.cmr import rendered
@@ -111,3 +113,45 @@ def test_what_is_no_ecg_is_refused() -> None:
     """A refusal, so that the other participants are read all the same."""
     with pytest.raises(InputRefused, match="not recognised"):
         ecg_record_of(b"%PDF-1.4")
+
+
+@pytest.fixture(scope="module")
+def unmeasured(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same participants, and tables that state no quantity of the heart."""
+    folder = tmp_path_factory.mktemp("unmeasured")
+    for path in root.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "ukb1.csv").write_text(
+        TABLE.replace("24100-2.0", "1-2.0").replace("24103-2.0", "2-2.0"), encoding="utf-8"
+    )
+    return folder
+
+
+def of(root: Path, **chosen: Any) -> UkbbPairs:
+    """Opened with options."""
+    return ukbb_pairs(root, ecg=ecg_of_pairs(), cmr=cmr_volume_small(), options=UkbbOptions(**chosen))
+
+
+def test_tables_without_quantities_are_refused_unless_others_measured(unmeasured: Path) -> None:
+    """The message names the command that measures; its table then stands where the tables state nothing."""
+    with pytest.raises(ValueError, match="evaluate segmentation --data"):
+        of(unmeasured)
+    assert dict(of(unmeasured, quantities=False).entries()[0].targets) == {}
+    measured = {f"{BOTH}_2": {"lvesv": 60.0}, f"{ECG_ALONE}_2": {"lvesv": 1.0}}
+    assert dict(of(unmeasured, quantities=False, measured=measured).entries()[0].targets) == {"lvesv": 60.0}
+
+
+def test_no_heart_is_measured_half_by_each(root: Path) -> None:
+    """What the tables state of a participant is all that is taken of them."""
+    (entry,) = of(root, measured={f"{BOTH}_2": {"lvesv": 60.0, "lvef": 1.0}}).entries()
+    assert dict(entry.targets) == {"lvedv": 147.6, "lvef": 59.1}
+
+
+def test_the_stacks_of_pairs_are_measured_under_the_key_of_the_ecg(pairs: UkbbPairs) -> None:
+    """So that the table of the measurements finds the participant again; patients have no labels."""
+    source = UkbbStacks(pairs=pickle.loads(pickle.dumps(pairs)))
+    assert list(source.keys) == [f"{BOTH}_2"]
+    assert dict(source.stated(0)) == {"lvedv": 147.6, "lvef": 59.1}
+    stack, labels = source.read(0)
+    assert labels is None
+    np.testing.assert_array_equal(stack.images_SPHW, pairs.load_cmr(f"{BOTH}_2").images_SPHW)

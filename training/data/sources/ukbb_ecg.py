@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -55,11 +55,16 @@ class UkbbOptions:
         instance: 2 is the first imaging visit, 3 the repeat.
         index: array index of the bulk item.
         outcomes: whether diagnoses are expected; without them no disease is labelled.
+        quantities: whether the tables must state a quantity of the heart; what they state is taken either way.
+        measured: quantities by the key of the ECG, measured by segmentation; for participants of whom the tables state
+            none, so that one heart is never measured half by each.
     """
 
     instance: int = 2
     index: int = 0
     outcomes: bool = True
+    quantities: bool = True
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
 
 
 def ukbb_ecgs(root: Path, decode: EcgDecoder, options: UkbbOptions | None = None) -> EcgSet:
@@ -118,20 +123,22 @@ def _people(root: Path, eids: Collection[str], options: UkbbOptions) -> dict[str
             f"no table has field {' or '.join(missing)} (instance {instance} for a visit); expected the columns"
             f" {VISIT_DAY}-{instance}.0, {DIAGNOSES}-0.0 on and {DIAGNOSIS_DATES}-0.0 on, or no outcomes"
         )
-    if not there & cardiac:
+    if options.quantities and not there & cardiac:
         raise ValueError(
-            f"no table has a field of 24100 to 24181 at instance {instance}; without them nothing is measured"
+            f"no table has a field of 24100 to 24181 at instance {instance}; without them nothing is measured: measure the "
+            "stacks with `purkinje-train evaluate segmentation --data` and give its table as --measured"
         )
     return read_fields(root, eids, cardiac | diagnoses | body | {(VISIT_DAY, instance)})
 
 
 def _entry(eid: str, person: Person, options: UkbbOptions) -> EcgEntry:
     days = person.get((VISIT_DAY, options.instance), {})
+    key = f"{eid}_{options.instance}"
     return EcgEntry(
-        key=f"{eid}_{options.instance}",
+        key=key,
         patient=eid,
         recorded=day_of(days[0]) if days else None,
-        targets=_targets(person, options.instance),
+        targets=_targets(person, options.instance) or dict(options.measured.get(key, {})),
         labels=_labels(person, options),
         demographics=_demographics(person, options.instance),
     )
