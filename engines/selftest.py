@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from engines.build.limits import checks
 from engines.bundle.golden import GoldenCase
-from engines.bundle.manifest import TrustedLabel
 from engines.bundle.reader import Bundle
+from engines.bundle.second_graphs import TrustedLabel
 from engines.errors import EngineError, Refusal, SelfTestFailed
 from engines.predictors.view_check import ViewCheck, check_gate, gate_bundle
 from engines.preprocess.registry import Prepared, prepare

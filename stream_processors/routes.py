@@ -16,8 +16,8 @@ import structlog
 
 from engines.accelerate import PARTS, GpuOptions, open_accelerated
 from engines.build.compile import BatchRange
-from engines.bundle.manifest import TrustedLabel, ViewAttribute
 from engines.bundle.reader import load_bundle, released_bundle
+from engines.bundle.second_graphs import TrustedLabel, ViewAttribute
 from engines.decode.sandbox import DecodeLimits, DecodeSandbox
 from engines.decode.spool import Spool
 from engines.decode.study import StudyReading

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from engines.bundle.manifest import TrustedLabel, ViewAttribute
+from engines.bundle.second_graphs import TrustedLabel, ViewAttribute
 from engines.records import Modality
 from stream_processors.errors import SettingsInvalid
 from stream_processors.stages import Stage

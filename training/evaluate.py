@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 from engines.predictions import Interval, Prediction
 from engines.predictors.base import load_predictor
 from engines.preprocess.registry import Prepared

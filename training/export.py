@@ -16,20 +16,19 @@ import numpy as np
 import structlog
 from torch import nn
 
+from engines.bundle.calibration import Postprocess, WideIntervals
 from engines.bundle.golden import GoldenCase
 from engines.bundle.manifest import (
     CARD_NAME,
     EMBEDDING_NAME,
     GOLDEN_NAME,
     GRAPH_NAME,
-    CrossModalPart,
     Golden,
     ManifestDraft,
     OutOfDistribution,
-    Postprocess,
-    TensorSpec,
-    WideIntervals,
 )
+from engines.bundle.parts import TensorSpec
+from engines.bundle.second_graphs import CrossModalPart
 from engines.bundle.writer import CrossModalFiles, GateFiles, write_bundle
 from engines.predictors.distance import EmbeddingStatistics
 from engines.records import Modality

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from engines.bundle.golden import GoldenCase
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 from engines.errors import Refusal
 from engines.preprocess.registry import prepare
 from engines.records import ArrayFrames, CineLoop, CineStack, Record

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 
 OPSET = 18
 PARITY_TOLERANCE = 1e-4

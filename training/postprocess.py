@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import (
+from engines.bundle.calibration import (
     CmrPostprocess,
     ConformalEstimate,
     EcgPostprocess,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 from engines.preprocess.spec import CmrSpec, EcgSpec, EchoSpec
 from engines.records import LEAD_NAMES, Modality
 from training.config import DataConfig, ViewDataConfig

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from engines.bundle.golden import npz_bytes
-from engines.bundle.manifest import GATE_GOLDEN_NAME, GATE_GRAPH_NAME, TensorSpec, ViewGate
+from engines.bundle.manifest import GATE_GOLDEN_NAME, GATE_GRAPH_NAME
+from engines.bundle.parts import TensorSpec
+from engines.bundle.second_graphs import ViewGate
 from engines.bundle.writer import GateFiles
 from training.config import RunConfig, ViewDataConfig
 from training.data.heart_arrays import HeartArrays

@@ -21,7 +21,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, model_validator
 from engines.build.limits import Check, Rows, checks
 from engines.build.verify import random_inputs
 from engines.bundle.golden import GoldenCase
-from engines.bundle.manifest import Manifest, Sha256
+from engines.bundle.manifest import Manifest
+from engines.bundle.parts import Sha256
 from engines.bundle.reader import Bundle
 from engines.errors import InferenceError
 from engines.runtime.checks import check_outputs

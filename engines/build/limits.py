@@ -39,14 +39,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import (
+from engines.bundle.calibration import (
     CmrPostprocess,
     ConformalEstimate,
     EcgPostprocess,
     EchoPostprocess,
-    Manifest,
     ProbabilityTable,
 )
+from engines.bundle.manifest import Manifest
 from engines.predictors.answer import probability
 
 Rows = NDArray[np.float64]

@@ -23,7 +23,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from engines.bundle.manifest import FileDigest, Sha256
+from engines.bundle.parts import FileDigest, Sha256
 from engines.errors import PlanBuildFailed, PlanRefused
 
 Precision = Literal["fp32", "fp16", "bf16"]

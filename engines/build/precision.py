@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.build.plan import Precision
-from engines.bundle.manifest import CmrPostprocess, ManifestDraft
+from engines.bundle.calibration import CmrPostprocess
+from engines.bundle.manifest import ManifestDraft
 from engines.errors import PlanBuildFailed, RefusedNode
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from engines.bundle.manifest import (
-    ConformalEstimate,
-    CrossModalPart,
-    ManifestDraft,
-    ProbabilityTable,
-    TensorSpec,
-    ViewGate,
-    WideIntervals,
-)
+from engines.bundle.calibration import ConformalEstimate, ProbabilityTable, WideIntervals
+from engines.bundle.manifest import ManifestDraft
+from engines.bundle.parts import TensorSpec
+from engines.bundle.second_graphs import CrossModalPart, ViewGate
 from engines.records import Modality
 
 NOT_FOR_CLINICAL_USE = "not for clinical use"

@@ -14,7 +14,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from engines.bundle.golden import GoldenCase, golden_cases
-from engines.bundle.manifest import MANIFEST_NAME, FileDigest, Manifest
+from engines.bundle.manifest import MANIFEST_NAME, Manifest
+from engines.bundle.parts import FileDigest
 from engines.errors import BundleCorrupt, BundleError
 from engines.records import Modality
 

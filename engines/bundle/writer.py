@@ -15,7 +15,8 @@ from pathlib import Path
 
 from engines.bundle.card import model_card
 from engines.bundle.golden import GoldenCase, golden_bytes
-from engines.bundle.manifest import CARD_NAME, MANIFEST_NAME, FileDigest, Manifest, ManifestDraft
+from engines.bundle.manifest import CARD_NAME, MANIFEST_NAME, Manifest, ManifestDraft
+from engines.bundle.parts import FileDigest
 from engines.predictors.distance import EmbeddingStatistics
 from engines.predictors.similarity import SimilarityStatistics
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import ConformalEstimate, ProbabilityTable
+from engines.bundle.calibration import ConformalEstimate, ProbabilityTable
 from engines.errors import RefusalCode
 from engines.predictions import Abstention, ClassProbability, Estimate, Interval
 from engines.predictors.latent_picture import Latents

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.bundle.calibration import CmrPostprocess, EchoPostprocess
 from engines.bundle.card import NOT_FOR_CLINICAL_USE
-from engines.bundle.manifest import CmrPostprocess, EchoPostprocess
 from engines.bundle.reader import Bundle, load_bundle
 from engines.predictions import ModelIdentity, Picture, Prediction
 from engines.predictors.answer import Answer, unique

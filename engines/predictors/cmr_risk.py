@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import CmrPostprocess, ReconstructionGate
+from engines.bundle.calibration import CmrPostprocess, ReconstructionGate
 from engines.errors import RefusalCode
 from engines.predictions import Abstention
 from engines.predictors.answer import Answer, out_of_distribution, probability, within_distribution

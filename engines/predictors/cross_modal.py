@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engines.bundle.golden import GoldenCase, golden_cases
-from engines.bundle.manifest import CMR_PROJECTION, ECG_PROJECTION, CrossModalPart, Golden
+from engines.bundle.manifest import Golden
 from engines.bundle.reader import Bundle, load_bundle
+from engines.bundle.second_graphs import CMR_PROJECTION, ECG_PROJECTION, CrossModalPart
 from engines.errors import BundleCorrupt, InferenceError, Refusal, SelfTestFailed
 from engines.predictions import CrossModal, ModelIdentity
 from engines.predictors.base import model_identity, running_on

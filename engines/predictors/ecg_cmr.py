@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import EcgPostprocess, WideIntervals
+from engines.bundle.calibration import EcgPostprocess, WideIntervals
 from engines.predictions import Estimate
 from engines.predictors.answer import (
     Answer,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import EchoPostprocess
+from engines.bundle.calibration import EchoPostprocess
 from engines.errors import RefusalCode
 from engines.predictions import Abstention
 from engines.predictors.answer import Answer, estimate, out_of_distribution, within_distribution

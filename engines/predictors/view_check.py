@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle.golden import npz_arrays
-from engines.bundle.manifest import TrustedLabel, ViewGate
 from engines.bundle.reader import Bundle
+from engines.bundle.second_graphs import TrustedLabel, ViewGate
 from engines.errors import BundleCorrupt, RefusalCode, SelfTestFailed
 from engines.predictions import Abstention
 from engines.preprocess.registry import Prepared

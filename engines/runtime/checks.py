@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import Manifest, TensorSpec
+from engines.bundle.manifest import Manifest
+from engines.bundle.parts import TensorSpec
 from engines.errors import BundleCorrupt, InferenceError
 
 Declared = tuple[str, str, tuple[int, ...]]

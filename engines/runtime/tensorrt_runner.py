@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.build.plan import Plan
-from engines.bundle.manifest import Manifest, TensorSpec
+from engines.bundle.manifest import Manifest
+from engines.bundle.parts import TensorSpec
 from engines.errors import DeviceLost, EngineError, InferenceError, PlanRefused
 from engines.runtime.budget import MemoryNeed, buffer_bytes, require_memory
 from engines.runtime.checks import check_declared

@@ -31,7 +31,7 @@ import openvino
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 from engines.bundle.reader import load_bundle, released_bundle
 from engines.records import Modality
 from engines.runtime.open import RUNTIMES

@@ -14,7 +14,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from engines.bundle.manifest import CmrPostprocess
+from engines.bundle.calibration import CmrPostprocess
 from engines.bundle.reader import RELEASED, load_bundle
 from engines.decode.cmr import decode_cmr
 from engines.errors import InputRefused, RefusalCode

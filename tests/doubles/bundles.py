@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.bundle import manifest as m
+from engines.bundle.calibration import (
+    CmrPostprocess,
+    ConformalEstimate,
+    EcgPostprocess,
+    EchoPostprocess,
+    Postprocess,
+    ProbabilityTable,
+    WideIntervals,
+)
 from engines.bundle.golden import GoldenCase, npz_bytes
+from engines.bundle.parts import TensorSpec
+from engines.bundle.second_graphs import CMR_PROJECTION, ECG_PROJECTION, CrossModalPart, ViewGate
 from engines.bundle.writer import CrossModalFiles, GateFiles, write_bundle
 from engines.predictors.distance import EmbeddingStatistics
 from engines.predictors.similarity import GRID, SimilarityStatistics
@@ -119,7 +130,7 @@ SOURCE = SourceInstance(
 )
 
 
-def signature(modality: Modality) -> tuple[tuple[m.TensorSpec, ...], tuple[m.TensorSpec, ...]]:
+def signature(modality: Modality) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs of the tiny graph of a modality."""
     inputs = {
         Modality.ECHO: ("clip", "uint8", (-1, 1, 2, 16, 16)),
@@ -133,11 +144,11 @@ def signature(modality: Modality) -> tuple[tuple[m.TensorSpec, ...], tuple[m.Ten
     }
     name, dtype, shape = inputs[modality]
     columns = {**widths[modality], "embedding": EMBEDDING}
-    outputs = tuple(m.TensorSpec(name=key, dtype="float32", shape=(-1, width)) for key, width in columns.items())
-    return (m.TensorSpec(name=name, dtype=dtype, shape=shape),), outputs
+    outputs = tuple(TensorSpec(name=key, dtype="float32", shape=(-1, width)) for key, width in columns.items())
+    return (TensorSpec(name=name, dtype=dtype, shape=shape),), outputs
 
 
-def conformal(quantity: str = "lvef", **changes: Any) -> m.ConformalEstimate:
+def conformal(quantity: str = "lvef", **changes: Any) -> ConformalEstimate:
     """An interval of +/- 5 between 0 and 100."""
     fields = {
         "quantity": quantity,
@@ -148,12 +159,12 @@ def conformal(quantity: str = "lvef", **changes: Any) -> m.ConformalEstimate:
         "minimum": 0.0,
         "maximum": 100.0,
     }
-    return m.ConformalEstimate(**{**fields, **changes})
+    return ConformalEstimate(**{**fields, **changes})
 
 
-def table(condition: str = "lvef_at_most_40") -> m.ProbabilityTable:
+def table(condition: str = "lvef_at_most_40") -> ProbabilityTable:
     """Certain at both ends, straddling in the middle."""
-    return m.ProbabilityTable(
+    return ProbabilityTable(
         condition=condition,
         threshold_probability=0.5,
         coverage_percent=100.0,
@@ -163,29 +174,29 @@ def table(condition: str = "lvef_at_most_40") -> m.ProbabilityTable:
     )
 
 
-def postprocess(modality: Modality) -> m.Postprocess:
+def postprocess(modality: Modality) -> Postprocess:
     """Calibration numbers of a modality."""
     estimates = (conformal("lvef"), conformal("rvef"), conformal("cardiac_output", unit="l/min"))
     return {
-        Modality.ECHO: m.EchoPostprocess(modality=Modality.ECHO, lvef=conformal(), clip_sd_limit_percent=8.0),
-        Modality.CMR: m.CmrPostprocess(
+        Modality.ECHO: EchoPostprocess(modality=Modality.ECHO, lvef=conformal(), clip_sd_limit_percent=8.0),
+        Modality.CMR: CmrPostprocess(
             modality=Modality.CMR, risk=table(), undecided_logits=0.0, reconstruction_gate=None
         ),
-        Modality.ECG: m.EcgPostprocess(
+        Modality.ECG: EcgPostprocess(
             modality=Modality.ECG, estimates=estimates, conditions=tuple(map(table, DISEASES))
         ),
     }[modality]
 
 
-def gate(**changes: Any) -> m.ViewGate:
+def gate(**changes: Any) -> ViewGate:
     """A gate of three views over 16 x 16 frames."""
     fields = {
         "name": "tiny-view",
         "graph": m.GATE_GRAPH_NAME,
         "golden": m.GATE_GOLDEN_NAME,
         "golden_tolerance": 1e-3,
-        "input": m.TensorSpec(name="frames", dtype="uint8", shape=(-1, 1, 16, 16)),
-        "output": m.TensorSpec(name="view_logits", dtype="float32", shape=(-1, len(VIEWS))),
+        "input": TensorSpec(name="frames", dtype="uint8", shape=(-1, 1, 16, 16)),
+        "output": TensorSpec(name="view_logits", dtype="float32", shape=(-1, len(VIEWS))),
         "views": VIEWS,
         "accepted_view": "apical_four_chamber",
         "threshold_probability": 0.7,
@@ -194,16 +205,16 @@ def gate(**changes: Any) -> m.ViewGate:
         "loops_max": 2,
         "trusted_labels": (),
     }
-    return m.ViewGate(**{**fields, **changes})
+    return ViewGate(**{**fields, **changes})
 
 
-def wide_intervals(**changes: Any) -> m.WideIntervals:
+def wide_intervals(**changes: Any) -> WideIntervals:
     """95 percent, twice and three times as wide as ``conformal``."""
     fields = {"coverage_percent": 95.0, "conformal_quantiles": (10.0, 15.0, 10.0)}
-    return m.WideIntervals(**{**fields, **changes})
+    return WideIntervals(**{**fields, **changes})
 
 
-def cross_modal(**changes: Any) -> m.CrossModalPart:
+def cross_modal(**changes: Any) -> CrossModalPart:
     """A cross-modal check of volumes in a space of 8 dimensions, for pairs within a week."""
     inputs = {"embedding": (-1, EMBEDDING), "volumes": (-1, 2, 12, 32, 32), "slice_mask": (-1, 12)}
     fields = {
@@ -211,16 +222,15 @@ def cross_modal(**changes: Any) -> m.CrossModalPart:
         "golden": m.CROSS_MODAL_GOLDEN_NAME,
         "statistics": m.SIMILARITY_NAME,
         "preprocess": VOLUMES,
-        "inputs": tuple(m.TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in inputs.items()),
+        "inputs": tuple(TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in inputs.items()),
         "outputs": tuple(
-            m.TensorSpec(name=name, dtype="float32", shape=(-1, SHARED))
-            for name in (m.ECG_PROJECTION, m.CMR_PROJECTION)
+            TensorSpec(name=name, dtype="float32", shape=(-1, SHARED)) for name in (ECG_PROJECTION, CMR_PROJECTION)
         ),
         "window_days": 7,
         "prepared_tolerance": 1e-4,
         "tolerance": 1e-3,
     }
-    return m.CrossModalPart(**{**fields, **changes})
+    return CrossModalPart(**{**fields, **changes})
 
 
 def draft(modality: Modality, **changes: Any) -> m.ManifestDraft:
@@ -257,7 +267,7 @@ def draft(modality: Modality, **changes: Any) -> m.ManifestDraft:
 
 
 def graph(
-    inputs: Sequence[m.TensorSpec], outputs: Sequence[m.TensorSpec], *, bias: Mapping[str, float] | None = None
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, bias: Mapping[str, float] | None = None
 ) -> bytes:
     """ONNX bytes: cast, flatten, and one matrix per output."""
     source = inputs[0]
@@ -350,7 +360,7 @@ def write_tiny(folder: Path, modality: Modality = Modality.ECG, **changes: Any) 
     )
 
 
-def tiny_cross_modal(part: m.CrossModalPart) -> CrossModalFiles:
+def tiny_cross_modal(part: CrossModalPart) -> CrossModalFiles:
     """Linear projections, the golden pair of a small stack, and statistics of known pairs."""
     onnx_bytes = projections_graph(part)
     session = onnxruntime.InferenceSession(onnx_bytes, providers=["CPUExecutionProvider"])
@@ -373,7 +383,7 @@ def small_volumes(spec: CmrVolumeSpec) -> tuple[CineStack, Mapping[str, NDArray[
     return stack, prepare_volumes(stack, spec).arrays
 
 
-def projections_graph(part: m.CrossModalPart) -> bytes:
+def projections_graph(part: CrossModalPart) -> bytes:
     """ONNX bytes: unit vectors of one matrix times the embedding, and of one times everything of the images."""
     rng = np.random.default_rng(11)
     first, *images = part.inputs
@@ -395,7 +405,7 @@ def projections_graph(part: m.CrossModalPart) -> bytes:
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
-def tiny_gate(part: m.ViewGate) -> GateFiles:
+def tiny_gate(part: ViewGate) -> GateFiles:
     """A linear gate and its golden logits."""
     onnx_bytes = graph((part.input,), (part.output,))
     session = onnxruntime.InferenceSession(onnx_bytes, providers=["CPUExecutionProvider"])
@@ -404,7 +414,7 @@ def tiny_gate(part: m.ViewGate) -> GateFiles:
     return GateFiles(graph=onnx_bytes, golden=npz_bytes({part.input.name: frames, part.output.name: logits}))
 
 
-def _values(tensors: Sequence[m.TensorSpec]) -> list[Any]:
+def _values(tensors: Sequence[TensorSpec]) -> list[Any]:
     return [
         helper.make_tensor_value_info(
             tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), ["batch", *tensor.shape[1:]]

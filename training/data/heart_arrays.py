@@ -21,7 +21,7 @@ import structlog
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 from engines.errors import Refusal
 from engines.predictors.view_check import gate_frames
 from engines.preprocess.registry import prepare

@@ -19,16 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engines.bundle.golden import GoldenCase
-from engines.bundle.manifest import (
-    CMR_PROJECTION,
-    CROSS_MODAL_GOLDEN_NAME,
-    CROSS_MODAL_GRAPH_NAME,
-    ECG_PROJECTION,
-    SIMILARITY_NAME,
-    CrossModalPart,
-    TensorSpec,
-    prepared_shapes,
-)
+from engines.bundle.manifest import CROSS_MODAL_GOLDEN_NAME, CROSS_MODAL_GRAPH_NAME, SIMILARITY_NAME
+from engines.bundle.parts import TensorSpec
+from engines.bundle.second_graphs import CMR_PROJECTION, ECG_PROJECTION, CrossModalPart, prepared_shapes
 from engines.bundle.writer import CrossModalFiles
 from engines.errors import Refusal
 from engines.predictors.similarity import LOW_PERCENT, SimilarityStatistics, directions

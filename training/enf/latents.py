@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 from training.enf.config import EnfRun
 from training.enf.meta import start_context
 from training.enf.pairs import Pairs

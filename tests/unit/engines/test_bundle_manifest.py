@@ -9,7 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from engines.bundle import manifest as m
+from engines.bundle.calibration import EchoPostprocess, ProbabilityTable
 from engines.bundle.card import model_card
+from engines.bundle.second_graphs import TrustedLabel
 from engines.records import Modality
 from tests.doubles.bundles import conformal, draft, gate, table, wide_intervals
 
@@ -144,14 +146,14 @@ def test_card_without_metrics_says_so() -> None:
 
 def test_card_states_an_interval_that_grows_with_the_spread() -> None:
     """A normalised interval is described with its offset."""
-    post = m.EchoPostprocess(modality=Modality.ECHO, lvef=conformal(sd_offset=2.0), clip_sd_limit_percent=9.0)
+    post = EchoPostprocess(modality=Modality.ECHO, lvef=conformal(sd_offset=2.0), clip_sd_limit_percent=9.0)
     assert "half width 5 x (spread between clips + 2 %)" in model_card(draft(Modality.ECHO, postprocess=post))
 
 
 def test_table_needs_two_points() -> None:
     """A probability cannot be interpolated on one point."""
     with pytest.raises(ValidationError):
-        m.ProbabilityTable.model_validate({**table().model_dump(), "logits": [0.0], "low": [0.1], "high": [0.2]})
+        ProbabilityTable.model_validate({**table().model_dump(), "logits": [0.0], "low": [0.1], "high": [0.2]})
 
 
 def _latent_json() -> dict[str, Any]:
@@ -273,7 +275,7 @@ def test_files_of_a_gate_need_digests() -> None:
 
 def test_the_card_tells_of_the_gate() -> None:
     """Whoever reads the card learns what the view check demands, and how many labels are believed."""
-    trusted = (m.TrustedLabel(attribute="ViewName", pattern="A4C"),)
+    trusted = (TrustedLabel(attribute="ViewName", pattern="A4C"),)
     text = model_card(draft(Modality.ECHO, schema_version=2, gate=gate(trusted_labels=trusted)))
     assert "apical four chamber view in no loop with a probability of at least 0.7 over 4 frames" in text
     assert "Labels believed without looking: 1." in text

@@ -17,6 +17,7 @@ from engines.bundle import manifest as m
 from engines.bundle.card import model_card
 from engines.bundle.golden import GoldenCase, golden_cases
 from engines.bundle.reader import Bundle, load_bundle
+from engines.bundle.second_graphs import CrossModalPart
 from engines.bundle.writer import write_bundle
 from engines.errors import BundleCorrupt, InferenceError, SelfTestFailed
 from engines.predictions import CrossModal
@@ -90,7 +91,7 @@ def test_older_schemas_know_no_cross_modal_check(schema: int) -> None:
         m.ManifestDraft.model_validate({**older, "cross_modal": document()["cross_modal"]})
 
 
-@pytest.mark.parametrize("field", sorted(m.CrossModalPart.model_fields))
+@pytest.mark.parametrize("field", sorted(CrossModalPart.model_fields))
 def test_no_field_of_the_part_has_a_default(field: str) -> None:
     """A part that lacks any one field is refused."""
     lacking = document()
@@ -158,7 +159,7 @@ def test_the_files_are_digested(folder: Path, tmp_path: Path) -> None:
             load_cross_modal(copy)
 
 
-def _written(target: Path, bundle: Bundle, part: m.CrossModalPart | None, **changes: Any) -> Path:
+def _written(target: Path, bundle: Bundle, part: CrossModalPart | None, **changes: Any) -> Path:
     """The same bundle with other files of the check."""
     files = None if part is None else replace(bundles.tiny_cross_modal(part), **changes)
     return write_bundle(

@@ -21,7 +21,8 @@ from engines.build.cache import PlanCache
 from engines.build.gate import Verdict, gate
 from engines.build.limits import checks
 from engines.build.plan import PlanRecipe, write_plan
-from engines.bundle import manifest as m
+from engines.bundle.calibration import ProbabilityTable
+from engines.bundle.parts import TensorSpec
 from engines.bundle.reader import Bundle, load_bundle
 from engines.errors import DeviceLost, InferenceError, OutOfMemory, PlanRefused
 from engines.records import Modality
@@ -240,8 +241,8 @@ def test_flips_and_ties(expected: list[float], found: list[float], flips: int) -
     assert limits.flips(np.array(found), np.array(expected)) == flips
 
 
-def _table() -> m.ProbabilityTable:
-    return m.ProbabilityTable(
+def _table() -> ProbabilityTable:
+    return ProbabilityTable(
         condition="lvef_at_most_40",
         threshold_probability=0.5,
         coverage_percent=100.0,
@@ -283,7 +284,7 @@ def test_cosine_and_distance_of_nothing() -> None:
 def test_every_output_of_the_manifest_has_a_limit(opened: Mapping[Modality, Bundle]) -> None:
     """No output goes unchecked, also one whose name means nothing to us; an unknown unit has a limit from its interval."""
     for bundle in opened.values():
-        tensors = (*bundle.manifest.outputs, m.TensorSpec(name="new", dtype="float32", shape=(-1, 2, 3)))
+        tensors = (*bundle.manifest.outputs, TensorSpec(name="new", dtype="float32", shape=(-1, 2, 3)))
         manifest = bundle.manifest.model_copy(update={"outputs": tensors})
         assert {check.output for check in checks(manifest, "bf16")} == {tensor.name for tensor in tensors}
     litres = bundles.conformal("volume", unit="l")

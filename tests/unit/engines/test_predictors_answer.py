@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.bundle.manifest import ProbabilityTable
+from engines.bundle.calibration import ProbabilityTable
 from engines.errors import BundleCorrupt
 from engines.predictors.answer import estimate, probability, within_distribution
 from engines.predictors.distance import EmbeddingStatistics

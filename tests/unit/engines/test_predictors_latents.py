@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.bundle import manifest as m
+from engines.bundle.calibration import CmrPostprocess, ReconstructionGate
+from engines.bundle.parts import TensorSpec
 from engines.bundle.reader import Bundle, load_bundle
 from engines.errors import RefusalCode
 from engines.predictions import Abstention, Picture, Prediction
@@ -30,22 +32,22 @@ from engines.records import Modality, SourceInstance
 from tests.doubles import bundles
 from tests.doubles.runners import ScriptedRunner
 
-GATE = m.ReconstructionGate(output="psnr_db", minimum_db=27.0, percentile=1.0)
+GATE = ReconstructionGate(output="psnr_db", minimum_db=27.0, percentile=1.0)
 COUNT, SIZE = 4, 16
 SOURCE = SourceInstance(sop_class_uid="1.2", sop_instance_uid="2.25.1", series_instance_uid="2.25.9")
 OUTPUTS = (
-    m.TensorSpec(name="logit", dtype="float32", shape=(-1, 1)),
-    m.TensorSpec(name="embedding", dtype="float32", shape=(-1, bundles.EMBEDDING)),
-    m.TensorSpec(name="psnr_db", dtype="float32", shape=(-1, 2)),
-    m.TensorSpec(name="contexts", dtype="float32", shape=(-1, 2, COUNT, 8)),
-    m.TensorSpec(name="poses", dtype="float32", shape=(-1, COUNT, 3)),
-    m.TensorSpec(name="relevance", dtype="float32", shape=(-1, 2, COUNT)),
+    TensorSpec(name="logit", dtype="float32", shape=(-1, 1)),
+    TensorSpec(name="embedding", dtype="float32", shape=(-1, bundles.EMBEDDING)),
+    TensorSpec(name="psnr_db", dtype="float32", shape=(-1, 2)),
+    TensorSpec(name="contexts", dtype="float32", shape=(-1, 2, COUNT, 8)),
+    TensorSpec(name="poses", dtype="float32", shape=(-1, COUNT, 3)),
+    TensorSpec(name="relevance", dtype="float32", shape=(-1, 2, COUNT)),
 )
 
 
 def gated_draft(**changes: Any) -> m.ManifestDraft:
     """The manifest of a network with latents."""
-    post = m.CmrPostprocess(modality=Modality.CMR, risk=bundles.table(), undecided_logits=0.0, reconstruction_gate=GATE)
+    post = CmrPostprocess(modality=Modality.CMR, risk=bundles.table(), undecided_logits=0.0, reconstruction_gate=GATE)
     outputs = changes.get("outputs", OUTPUTS)
     golden = m.Golden(
         file=m.GOLDEN_NAME, prepared_tolerance={"image": 1e-4}, output_tolerance={each.name: 1e-3 for each in outputs}

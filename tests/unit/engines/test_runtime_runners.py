@@ -12,7 +12,7 @@ import onnxruntime
 import openvino
 import pytest
 
-from engines.bundle import manifest as m
+from engines.bundle.parts import TensorSpec
 from engines.bundle.reader import Bundle, load_bundle
 from engines.bundle.writer import write_bundle
 from engines.errors import BundleCorrupt, BundleError, EngineError, InferenceError, OutOfMemory
@@ -312,6 +312,6 @@ def _raise_mapped(error: Exception, kinds: tuple[type[Exception], ...]) -> None:
         raise error
 
 
-def _tensors(stated: list[tuple[str, Any, tuple[int, ...]]] | None) -> tuple[m.TensorSpec, ...]:
-    make: Callable[..., m.TensorSpec] = m.TensorSpec
+def _tensors(stated: list[tuple[str, Any, tuple[int, ...]]] | None) -> tuple[TensorSpec, ...]:
+    make: Callable[..., TensorSpec] = TensorSpec
     return tuple(make(name=name, dtype=dtype, shape=shape) for name, dtype, shape in stated or ())

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.bundle import manifest as m
 from engines.bundle.reader import load_bundle
+from engines.bundle.second_graphs import TrustedLabel
 from engines.errors import BundleCorrupt, RefusalCode, SelfTestFailed
 from engines.predictions import Prediction
 from engines.predictors.base import Predictor
@@ -58,7 +58,7 @@ def estimate(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"ef": clip[:, 0, 0, 0, :1].astype(np.float32), "embedding": np.zeros((len(clip), 4), np.float32)}
 
 
-def predictor(folder: Path, *, trusted: tuple[m.TrustedLabel, ...] = (), **changes: Any) -> Predictor:
+def predictor(folder: Path, *, trusted: tuple[TrustedLabel, ...] = (), **changes: Any) -> Predictor:
     """Scripted engine behind a scripted gate."""
     bundle = load_bundle(folder)
     assert bundle.manifest.gate is not None
@@ -135,7 +135,7 @@ def test_the_margin_counts(folder: Path) -> None:
     assert refused.abstention.code is RefusalCode.VIEW_UNCERTAIN
 
 
-A4C = m.TrustedLabel(attribute="ViewName", pattern=r"\bA4C\b")
+A4C = TrustedLabel(attribute="ViewName", pattern=r"\bA4C\b")
 
 
 def test_no_label_is_believed_unless_trusted(folder: Path) -> None:

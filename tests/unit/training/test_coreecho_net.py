@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.build.compile import BatchRange
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 from tests.doubles.plans import compiled, needs_rtx
 from training.models.coreecho_net import CoReEchoNet, FoldedCoReEchoNet, folded, normalised
 from training.models.ef_regressor import EfRegressor

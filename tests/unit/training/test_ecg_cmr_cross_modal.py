@@ -11,8 +11,8 @@ import torch
 
 from engines.bundle.card import model_card
 from engines.bundle.golden import golden_cases
-from engines.bundle.manifest import CrossModalPart
 from engines.bundle.reader import Bundle, load_bundle
+from engines.bundle.second_graphs import CrossModalPart
 from engines.errors import InputRefused, RefusalCode
 from engines.predictors.base import load_predictor
 from engines.predictors.cross_modal import load_cross_modal

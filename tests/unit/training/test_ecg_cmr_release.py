@@ -11,8 +11,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from engines.bundle.calibration import EcgPostprocess
 from engines.bundle.card import model_card
-from engines.bundle.manifest import EcgPostprocess
 from engines.bundle.reader import Bundle, load_bundle
 from engines.errors import InputRefused, RefusalCode
 from engines.predictions import Prediction

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engines.build.compile import BatchRange
 from engines.build.precision import mixed_precision
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 from tests.doubles.plans import compiled, needs_rtx
 from training.models.ecg_vit import EcgMae, EcgVit, EcgVitNet, EcgVitShape, Rebuilt, mae_loss, patches, record
 from training.onnx_graph import OPSET, export_graph, run_graph

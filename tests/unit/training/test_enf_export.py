@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.parts import TensorSpec
 from training import onnx_graph
 from training.export import output_tolerances
 from training.models.enf import Enf, EnfShape
