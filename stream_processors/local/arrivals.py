@@ -52,8 +52,8 @@ def arrivals_in(path: Path) -> list[Arrival]:
     return [Arrival(uid, tuple(members)) for uid, members in studies.items()]
 
 
-def make_phantoms(
-    methods: Sequence[str], *, seed: int, count: int, out: Path, turned: bool = False
+def make_phantoms(  # noqa: PLR0913 - what, which, how many, where, and which variants
+    methods: Sequence[str], *, seed: int, count: int, out: Path, turned: bool = False, evenly: bool = False
 ) -> list[dict[str, Any]]:
     """Make ``count`` studies of each method below ``out/<method>``; return their truths, files as absolute paths.
 
@@ -63,11 +63,12 @@ def make_phantoms(
         count: studies of each method.
         out: folder to write to.
         turned: of each cardiac MR study also the three that hold its pixels turned by 90, 180 and 270 degrees.
+        evenly: spread the ejection fractions as the population's are.
 
     Raises:
         InputUnusable: the phantom program failed; the message carries its words.
     """
-    more = ["--turned"] if turned else []
+    more = [option for option, asked in (("--evenly", evenly), ("--turned", turned)) if asked]
     return [truth for method in methods for truth in _make(method, seed, count, out / method, more)]
 
 

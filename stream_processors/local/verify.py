@@ -86,6 +86,8 @@ class Turns:
 def run_verify(options: VerifyOptions, console: Console) -> int:
     """Make, send, wait, compare; the last line printed says how many were right, refused and wrong.
 
+    The ejection fractions of the phantoms are spread as the population's are, so that few studies stand for many.
+
     Lines before it say the error and the width of the intervals where numbers are reported, with ``rotate`` what turning
     changed, and which bar is missed; the verdicts count the studies that were not turned.
 
@@ -96,7 +98,9 @@ def run_verify(options: VerifyOptions, console: Console) -> int:
     with tempfile.TemporaryDirectory(prefix="purkinje-verify-") as name:
         folder = Path(name)
         with console.status(f"making {count} {method} phantoms from seed {seed}"):
-            truths = make_phantoms([method], seed=seed, count=count, out=folder / "phantoms", turned=options.rotate)
+            truths = make_phantoms(
+                [method], seed=seed, count=count, out=folder / "phantoms", turned=options.rotate, evenly=True
+            )
         with LocalStack(folder / "stack") as stack:
             send(stack, of_truths(truths), console)
             studies = [truth["study_instance_uid"] for truth in truths]

@@ -30,6 +30,9 @@ def phantoms() -> None:
 @click.option(
     "--turned", is_flag=True, help="Also write each study with its pixels turned by 90, 180 and 270 degrees (cmr)."
 )
+@click.option(
+    "--evenly", is_flag=True, help="Spread the ejection fractions as the population's are: one from each of N parts."
+)
 def make(  # noqa: PLR0913, PLR0917 - one parameter per option
     method: str,
     seed: int,
@@ -40,6 +43,7 @@ def make(  # noqa: PLR0913, PLR0917 - one parameter per option
     birth_date: str,
     *,
     turned: bool,
+    evenly: bool,
 ) -> None:
     """Make studies and truth.json."""
     if turned and method != "cmr":
@@ -56,5 +60,12 @@ def make(  # noqa: PLR0913, PLR0917 - one parameter per option
         )
     with click.progressbar(length=count, label=f"{count} {method} studies") as bar:
         make_studies(
-            method, seed, count, out, progress=lambda _done, _all: bar.update(1), patient=patient, turned=turned
+            method,
+            seed,
+            count,
+            out,
+            progress=lambda _done, _all: bar.update(1),
+            patient=patient,
+            turned=turned,
+            evenly=evenly,
         )

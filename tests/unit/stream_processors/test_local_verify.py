@@ -105,10 +105,10 @@ class FakeStack:
 def run(monkeypatch: pytest.MonkeyPatch, ends: Sequence[Said], *, rotate: bool) -> tuple[int, list[str]]:
     """Run ``verify`` on studies that end so; return exit code and lines."""
     entries, truths = studies(*ends)
-    asked: list[bool] = []
+    asked: list[tuple[bool, bool]] = []
 
-    def phantoms(*_: object, turned: bool, **_more: object) -> list[dict[str, Any]]:
-        asked.append(turned)
+    def phantoms(*_: object, turned: bool, evenly: bool, **_more: object) -> list[dict[str, Any]]:
+        asked.append((turned, evenly))
         return truths
 
     replaced = {
@@ -123,7 +123,7 @@ def run(monkeypatch: pytest.MonkeyPatch, ends: Sequence[Said], *, rotate: bool) 
         monkeypatch.setattr(verify, name, double)
     console = Console(record=True, width=150, file=io.StringIO())
     code = run_verify(VerifyOptions(method="cmr", seed=1, count=1, out=None, rotate=rotate), console)
-    assert asked == [rotate]
+    assert asked == [(rotate, True)]
     return code, console.export_text().strip().splitlines()
 
 
@@ -158,8 +158,10 @@ def test_rotate_is_for_cardiac_mr(method: str) -> None:
     assert f"found --method {method}, expected --method cmr" in result.output
 
 
-def test_rotate_asks_the_phantom_program_for_turned_studies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The option is passed on, and only then."""
+def test_the_phantom_program_is_asked_for_turned_and_even_studies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each option is passed on, and only then."""
     commands: list[list[str]] = []
 
     def program(command: list[str], **_: object) -> Any:
@@ -169,9 +171,10 @@ def test_rotate_asks_the_phantom_program_for_turned_studies(monkeypatch: pytest.
     monkeypatch.setattr(arrivals.subprocess, "run", program)
     (tmp_path / "cmr").mkdir()
     (tmp_path / "cmr" / "truth.json").write_text(json.dumps([]))
-    for turned in (True, False):
-        make_phantoms(["cmr"], seed=1, count=2, out=tmp_path, turned=turned)
-    assert [command[-1] == "--turned" for command in commands] == [True, False]
+    for turned, evenly in ((True, False), (False, True), (False, False)):
+        make_phantoms(["cmr"], seed=1, count=2, out=tmp_path, turned=turned, evenly=evenly)
+    asked = [[word for word in command if word in {"--turned", "--evenly"}] for command in commands]
+    assert asked == [["--turned"], ["--evenly"], []]
 
 
 @pytest.mark.parametrize(
