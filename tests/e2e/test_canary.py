@@ -49,6 +49,8 @@ def test_the_canary_is_nowhere_but_in_the_pacs(
         send(stack, arrivals, console)
         account = wait_for_outcomes(stack, [arrival.study_instance_uid for arrival in arrivals], console)
         assert len(account.outcomes) == 3
+        paired = [each["cross_modal"] for ends in account.outcomes.values() for each in ends if each.get("cross_modal")]
+        assert paired, "ECG and cardiac MR of the canary were not compared: what that writes was not searched"
         outside = tmp_path / "outside"
         outside.mkdir()
         (outside / "status.json").write_text(str(stack.plugin_status()))
