@@ -24,11 +24,8 @@ def markdown(found: Document) -> str:
         f"- Stacks: {found['stacks']}; refused: {_refused(found['refused'])}",
         f"- Made again by: `{found['command']}`",
         "",
-        "| target | stacks | bias | limits of agreement | MAE | R2 |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *(_target_line(name, each) for name, each in found["agreement"].items()),
+        *_agreement_lines(found["agreement"]),
         "",
-        "Measured less stated, in the unit of the target; in brackets the 95 % percentile interval of 1,000 drawings of patients.",
         "The base moves through the slices: where a step from muscle to the fat about an atrium is not seen, the atrium counts,",
         "most of all at end-systole, so volumes there come out high and ejection fractions low.",
         "",
@@ -44,6 +41,18 @@ def markdown(found: Document) -> str:
         *_expert_lines(found["experts"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _agreement_lines(agreement: Mapping[str, Document]) -> list[str]:
+    if not agreement:
+        return ["The data set states no quantity of enough stacks to compare with."]
+    return [
+        "| target | stacks | bias | limits of agreement | MAE | R2 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(_target_line(name, each) for name, each in agreement.items()),
+        "",
+        "Measured less stated, in the unit of the target; in brackets the 95 % percentile interval of 1,000 drawings of patients.",
+    ]
 
 
 def _refused(codes: Mapping[str, int]) -> str:

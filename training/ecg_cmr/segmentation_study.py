@@ -219,7 +219,8 @@ def measured_rows(
             file.flush()
             if done % _TOLD == 0 or done == len(missing):
                 progress(f"{source.name}: {done} of {len(missing)} measured")
-    return [known[key] for key in source.keys]
+    # What a data set states is asked anew: its tables may have grown since.
+    return [replace(known[key], stated=dict(source.stated(number))) for number, key in enumerate(source.keys)]
 
 
 def _digest(source: StackSource, by: Segmenter) -> str:

@@ -186,6 +186,8 @@ def test_what_was_measured_is_not_measured_again(
     assert measured_rows(source, by, options(tmp_path), lambda _: None) == whole
     assert read == [2]
     assert len(journal.read_text(encoding="utf-8").splitlines()) == 3
+    monkeypatch.setattr(PaintedStacks, "stated", lambda _, number: {"lvef": 50.0 + number})
+    assert measured_rows(source, by, options(tmp_path), lambda _: None)[2].stated == {"lvef": 52.0}
     other = ReadsPaint()
     other.greys += 1.0
     measured_rows(source, replace(by, network=other), options(tmp_path), lambda _: None)
@@ -210,6 +212,7 @@ def test_hardly_a_stack_measured_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="4 of 5 stacks could be measured, 5 expected: no heart"):
         document([*rows, refused], "x", options(tmp_path))
     found = document([*rows, row("6", 60.0)], "x", options(tmp_path), draws=20)
+    assert "states no quantity" in markdown(found | {"agreement": {}, "experts": {}})
     assert list(found["agreement"]) == ["lvef"]
     assert found["agreement"]["lvef"]["bias"]["value"] == 2.0
     assert found["crop"] == {
