@@ -166,10 +166,10 @@ def run_segmentation_study(options: SegmentationOptions, progress: Progress) -> 
         ValueError: a folder holds another run, the data set folder is broken, or hardly a stack could be measured.
         FileNotFoundError: no contours in their folder.
     """
+    source = _source(options)  # before the training: a broken folder is told at once
     spec = enf_small.preprocess(size_px=64)
     config = SegmentationConfig(spec=spec, subjects=options.training_hearts)
     network = phantom_segmentation(config, options.out / "network", progress)
-    source = _source(options)
     by = Segmenter(network=network, spec=spec, volume=cmr_volume_small())
     experts = _experts(by, options)
     rows = measured_rows(source, by, options, progress)

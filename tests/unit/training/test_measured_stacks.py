@@ -234,13 +234,22 @@ def test_phantoms_are_new_and_travel(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
-    """A folder that is no UK Biobank; a table without the data set that it fills in."""
-    (tmp_path / "data").mkdir()
+    """A table without the data set that it fills in."""
     table = tmp_path / "measured.csv"
     write_rows([], table)
     found = CliRunner().invoke(main, ["evaluate", "ecg_cmr", "--measured", str(table)])
     assert found.exit_code == 2
     assert "give its folder as --data" in found.output
+
+
+def test_a_broken_folder_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training takes minutes."""
+    monkeypatch.setattr(study, "phantom_segmentation", lambda *_: pytest.fail("trained first"))
+    found = CliRunner().invoke(
+        main, ["evaluate", "segmentation", "--data", str(tmp_path), "--out", str(tmp_path / "o")]
+    )
+    assert found.exit_code == 1
+    assert "20205" in found.output
 
 
 def test_no_contours_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
