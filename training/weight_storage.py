@@ -1,7 +1,8 @@
 """Weights of a released network in 8 bits: rounded in the network first, then stored so in its graph without further loss.
 
 The rounded network IS the released one: calibration, golden vectors and metrics are made with it, so nothing that is
-promised of the bundle is promised of weights that are not in it. Computation stays in single precision.
+promised of the bundle is promised of weights that are not in it. A runtime may multiply in single precision or, as OpenVINO
+does, in 8 bits; either way the golden vectors hold it.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from engines.bundle.parts import Sha256
 from engines.bundle.reader import Bundle
 from engines.errors import InferenceError
 from engines.runtime.checks import check_outputs
-from engines.runtime.runner import Arrays, Runner
+from engines.runtime.runner import TO_TOLERANCE, Arrays, Runner
 
 COUNT_MIN = 200
 """Fewer inputs give no verdict."""
@@ -177,7 +177,7 @@ def _require(count: int, reference: Runner) -> None:
     if count < COUNT_MIN:
         msg = f"{count} inputs; a verdict needs at least {COUNT_MIN}"
         raise ValueError(msg)
-    if reference.identity.precision != "fp32":
+    if reference.identity.precision not in TO_TOLERANCE:
         msg = f"the reference computes in {reference.identity.precision}; expected fp32"
         raise ValueError(msg)
 

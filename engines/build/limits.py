@@ -48,6 +48,7 @@ from engines.bundle.calibration import (
 )
 from engines.bundle.manifest import Manifest
 from engines.predictors.answer import probability
+from engines.runtime.runner import TO_TOLERANCE
 
 Rows = NDArray[np.float64]
 Measure = Callable[[Rows, Rows], float]
@@ -94,9 +95,9 @@ def checks(manifest: Manifest, precision: str) -> tuple[Check, ...]:
 
     Args:
         manifest: of the bundle.
-        precision: that the runtime computes in; anything but ``fp32`` is reduced.
+        precision: that the runtime computes in; anything but ``TO_TOLERANCE`` is reduced.
     """
-    if precision == "fp32":
+    if precision in TO_TOLERANCE:
         tolerances = manifest.golden.output_tolerance
         return tuple(_largest(tensor.name, tolerances[tensor.name]) for tensor in manifest.outputs)
     return tuple(check for tensor in manifest.outputs for check in _reduced(manifest, tensor.name))

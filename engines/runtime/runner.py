@@ -20,6 +20,10 @@ from engines.runtime.checks import check_inputs, check_outputs
 
 Arrays = dict[str, NDArray[Any]]
 
+FP32, FP32_INT8 = "fp32", "fp32+int8"
+TO_TOLERANCE = (FP32, FP32_INT8)
+"""Precisions that are held to the tolerances of the manifest; all others pass the limits of a parity gate."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeIdentity:
@@ -28,7 +32,8 @@ class RuntimeIdentity:
     Args:
         runtime: its name.
         version: of the runtime.
-        precision: ``fp32``, ``fp16`` or ``bf16``, as built; ``fp32+tf32`` where TF32 was allowed.
+        precision: ``fp32``, ``fp16`` or ``bf16``, as built; ``fp32+tf32`` where TF32 was allowed, ``fp32+int8`` where products
+            with weights of 8 bits may be computed in 8 bits.
         device: ``CPU``, or the GPU's name and compute capability.
         plan_sha256: digest of the compiled plan, or None where the graph is run as it is.
         fallback: one sentence why a preferred runtime does not compute, or None where it does.

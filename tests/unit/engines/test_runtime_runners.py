@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pytest
+from onnx import numpy_helper
 
 from engines.bundle.parts import TensorSpec
 from engines.bundle.reader import Bundle, load_bundle
@@ -21,8 +23,8 @@ from engines.records import Modality
 from engines.runtime.checks import check_declared
 from engines.runtime.onnx_runner import OnnxRunner, onnxruntime_errors
 from engines.runtime.open import RUNTIMES
-from engines.runtime.openvino_runner import OpenVinoRunner, openvino_errors
-from engines.runtime.runner import CheckedRunner, mapped
+from engines.runtime.openvino_runner import OpenVinoRunner, compiled, openvino_errors
+from engines.runtime.runner import FP32, FP32_INT8, CheckedRunner, mapped
 from engines.runtime.tensorrt_engine import FOREIGN
 from tests.doubles import bundles, runners
 from tests.doubles.tensorrt import open_double
@@ -85,6 +87,38 @@ def test_identity_names_the_runtime(name: str, version: str | None, ecg: Bundle)
     identity = RUNTIMES[name](ecg).identity
     assert (identity.runtime, identity.precision, identity.device) == (name, "fp32", "CPU")
     assert identity.version == (version or openvino.get_version())
+
+
+def _with_weights_of_8_bits(graph: bytes) -> bytes:
+    """The graph with every matrix as int8 and a scale for each column."""
+    model = onnx.load_from_string(graph)
+    for tensor in [each for each in model.graph.initializer if len(each.dims) == 2]:
+        values = numpy_helper.to_array(tensor)
+        scales = (np.abs(values).max(axis=0) / 127).astype(np.float32)
+        model.graph.initializer.remove(tensor)
+        model.graph.initializer.extend(
+            [
+                numpy_helper.from_array(np.rint(values / scales).astype(np.int8), f"{tensor.name}_int8"),
+                numpy_helper.from_array(scales, f"{tensor.name}_scale"),
+            ]
+        )
+        stored = [f"{tensor.name}_int8", f"{tensor.name}_scale"]
+        model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", stored, [tensor.name], axis=1))
+    return model.SerializeToString()
+
+
+def test_weights_of_8_bits_are_told_and_multiplied_in_8_bits(tmp_path: Path) -> None:
+    """OpenVINO says so in its precision, and its numbers are those of ONNX Runtime, which computes in FP32, to 1 %."""
+    graph = _with_weights_of_8_bits(bundles.graph(*bundles.signature(Modality.ECG)))
+    bundle = _rewritten(tmp_path, graph)
+    openvino_runner, onnx_runner = OpenVinoRunner(bundle), OnnxRunner(bundle)
+    assert openvino_runner.identity.precision == FP32_INT8
+    assert onnx_runner.identity.precision == FP32
+    found, expected = openvino_runner.run(_ecg_input(3)), onnx_runner.run(_ecg_input(3))
+    for name, values in expected.items():
+        assert np.linalg.norm(found[name] - values) < 0.01 * np.linalg.norm(values), name
+    request = compiled(openvino, graph, 1)
+    assert int(request.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) > 0
 
 
 def test_batches_are_independent(runner: CheckedRunner) -> None:

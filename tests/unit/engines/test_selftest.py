@@ -21,6 +21,7 @@ from engines.records import LEAD_NAMES, Modality
 from engines.runtime.onnx_runner import OnnxRunner
 from engines.runtime.open import Opener
 from engines.runtime.openvino_runner import OpenVinoRunner
+from engines.runtime.runner import FP32_INT8
 from engines.selftest import check_preprocessing, check_runner, compare, open_verified_runner
 from tests.doubles import bundles, runners
 
@@ -95,6 +96,21 @@ def test_truly_different_graph_rejects_openvino(bundle: Bundle, monkeypatch: pyt
     assert Bundle.graph is original
     assert runner.identity.runtime == "onnxruntime"
     assert "estimates differs by 0.1" in reason
+
+
+def test_products_in_8_bits_keep_to_the_tolerance_of_fp32(bundle: Bundle) -> None:
+    """Off by more than the manifest allows is wrong, whatever a parity gate of fewer bits would let pass."""
+
+    def eight_bits(of: Bundle) -> runners.DistortedRunner:
+        return runners.DistortedRunner(of, runners.wrong_numbers, replace(runners.IDENTITY, precision=FP32_INT8))
+
+    def half(of: Bundle) -> runners.DistortedRunner:
+        return runners.DistortedRunner(of, runners.wrong_numbers, replace(runners.IDENTITY, precision="fp16"))
+
+    served, (reason,) = open_verified_runner(bundle, runtimes={"openvino": eight_bits, "onnxruntime": OnnxRunner})
+    assert served.identity.runtime == "onnxruntime"
+    assert "tolerance" in reason
+    assert open_verified_runner(bundle, runtimes={"openvino": half, "onnxruntime": OnnxRunner})[1] == ()
 
 
 def test_rejected_runner_is_closed(bundle: Bundle) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from engines.build.compile import BatchRange
 from engines.build.precision import mixed_precision
 from engines.bundle.parts import TensorSpec
+from engines.runtime import openvino_runner
 from tests.doubles.plans import compiled, needs_rtx
 from training.models.ecg_vit import EcgMae, EcgVit, EcgVitNet, EcgVitShape, Rebuilt, mae_loss, patches, record
 from training.onnx_graph import OPSET, export_graph, run_graph
@@ -223,6 +225,24 @@ def test_size_t_in_8_bits_fits_and_answers_as_its_network() -> None:
     assert _least_cosine(_graph("tiny"), _network("tiny")) > 0.9999
     assert _least_cosine(graph, _network("tiny")) > 0.999  # what the rounding itself costs
     assert _least_cosine(mixed_precision(_graph("tiny"), "fp16"), _network("tiny")) > 0.999
+
+
+@pytest.mark.slow
+def test_size_t_in_8_bits_is_multiplied_in_8_bits_by_the_engine() -> None:
+    """The engine's runtime keeps the cosine above 0.9999; a graph in single precision is computed in single precision."""
+    net, graph = _stored()
+    engine = openvino_runner.compiled(openvino, graph, 1)
+    assert int(engine.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) > 0
+    assert not int(
+        openvino_runner.compiled(openvino, _graph("small"), 1).get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+    )
+    ecg = _ecg()
+    found = engine({"ecg": ecg.numpy()})
+    with torch.inference_mode():
+        expected = net(ecg)
+    for name in OUTPUTS:
+        cosine = nn.functional.cosine_similarity(torch.from_numpy(found[name]), expected[name], dim=1)
+        assert cosine.min() > 0.9999, name
 
 
 def test_weights_that_were_not_rounded_are_refused() -> None:
