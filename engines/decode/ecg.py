@@ -68,9 +68,8 @@ def _record(dataset: Dataset) -> EcgRecord:
     _check_kind(dataset)
     _check_byte_order(dataset)
     try:
-        index, group = _rhythm_group(dataset)
-        leads = _leads(group)
-        signals = _aligned(group, leads, {lead: _millivolt(group, channel) for lead, channel in leads.items()})
+        index, group, leads = _rhythm_group(dataset)
+        signals = _aligned(group, leads, _millivolts(group, leads))
         computed = {
             lead
             for lead, channel in leads.items()
@@ -118,14 +117,14 @@ def _check_byte_order(dataset: Dataset) -> None:
         )
 
 
-def _rhythm_group(dataset: Dataset) -> tuple[int, Dataset]:
-    """The longest original multiplex group with the independent leads, and its index."""
-    groups = list(enumerate(dataset.get("WaveformSequence") or []))
-    original = [(index, group) for index, group in groups if not _is_derived(group)]
-    usable = [(index, group) for index, group in original if set(INDEPENDENT_LEADS) <= set(_leads(group))]
+def _rhythm_group(dataset: Dataset) -> tuple[int, Dataset, dict[str, int]]:
+    """The longest original multiplex group with the independent leads, its index before it and its leads behind it."""
+    groups = enumerate(dataset.get("WaveformSequence") or [])
+    original = [(index, group, _leads(group)) for index, group in groups if not _is_derived(group)]
+    usable = [each for each in original if set(INDEPENDENT_LEADS) <= set(each[2])]
     if usable:
-        return max(usable, key=lambda pair: _duration_s(pair[1]))
-    found = [sorted(_leads(group)) for _, group in original]
+        return max(usable, key=lambda each: _duration_s(each[1]))
+    found = [sorted(leads) for _, _, leads in original]
     together = {lead for leads in found for lead in leads}
     if len(found) > 1 and set(INDEPENDENT_LEADS) <= together:
         raise InputRefused(
@@ -207,14 +206,18 @@ def _samples(group: Dataset) -> NDArray[np.generic]:
     return np.frombuffer(data, dtype, count=channels * samples).reshape(samples, channels)
 
 
-def _millivolt(group: Dataset, index: int) -> NDArray[np.float64]:
-    """One channel in millivolt; NaN where the stored value is the padding value."""
-    channel = group.ChannelDefinitionSequence[index]
-    stored = _samples(group)[:, index]
+def _millivolts(group: Dataset, leads: dict[str, int]) -> dict[str, Signal]:
+    """Each named channel in millivolt; NaN where the stored value is the padding value."""
+    stored, padding = _samples(group), group.get("WaveformPaddingValue")
+    gap = None if padding is None else np.frombuffer(bytes(padding)[: stored.itemsize], stored.dtype)[0]
+    channels = group.ChannelDefinitionSequence
+    return {lead: _millivolt(channels[index], stored[:, index], gap) for lead, index in leads.items()}
+
+
+def _millivolt(channel: Dataset, stored: NDArray[np.generic], gap: np.generic | None) -> Signal:
     values = stored.astype(np.float64) * _sensitivity(channel) + (number(channel, "ChannelBaseline") or 0.0)
-    padding = group.get("WaveformPaddingValue")
-    if padding is not None:
-        values[stored == np.frombuffer(bytes(padding)[: stored.itemsize], stored.dtype)[0]] = np.nan
+    if gap is not None:
+        values[stored == gap] = np.nan
     return np.asarray(values * _unit_mv(channel))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 
-from engines.preprocess.ecg_window import Signal
+from engines.preprocess.ecg_window import Signal, butterworth
 
 BEFORE_S, AFTER_S = 0.30, 0.45
 QRS_S = (-0.06, 0.09)
@@ -55,8 +55,7 @@ def find_beats(signal_mv: Signal, rate_hz: float) -> Beats | None:
     Returns:
         The beats, or None where fewer than three stand out.
     """
-    sections = signal.butter(2, _BAND_HZ, "bandpass", fs=rate_hz, output="sos")
-    band = signal.sosfiltfilt(sections, signal_mv, axis=1)
+    band = signal.sosfiltfilt(butterworth(2, _BAND_HZ, "bandpass", rate_hz), signal_mv, axis=1)
     size = np.sqrt(np.mean(band**2, axis=0))
     energy = ndimage.uniform_filter1d(size, max(1, round(_ENERGY_S * rate_hz)))
     height = 0.4 * float(np.percentile(energy, 97))

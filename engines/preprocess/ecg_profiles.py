@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from scipy import linalg, signal
 
-from engines.preprocess.ecg_window import Signal, highpassed
+from engines.preprocess.ecg_window import Signal, butterworth, highpassed
 from engines.preprocess.spec import EcgCleanSpec
 
 _GROUPS = (slice(0, 3), slice(3, 6), slice(6, 12))
@@ -33,8 +33,7 @@ def clean_2026(window_mv: Signal, spec: EcgCleanSpec) -> Signal:
 def ams_2025(window_mv: Signal, spec: EcgCleanSpec) -> Signal:
     """High-pass 0.5 Hz of order 4, notch 60 Hz of Q 40, both zero-phase; Savitzky-Golay 15, 3; z-score over all samples."""
     rate_hz = spec.sampling_rate_hz
-    sections = signal.butter(4, 0.5, "highpass", fs=rate_hz, output="sos")
-    filtered = signal.sosfiltfilt(sections, window_mv, axis=1)
+    filtered = signal.sosfiltfilt(butterworth(4, 0.5, "highpass", rate_hz), window_mv, axis=1)
     filtered = signal.filtfilt(*signal.iirnotch(60.0, 40.0, fs=rate_hz), filtered, axis=1)
     filtered = signal.savgol_filter(filtered, 15, 3, axis=1)
     return np.asarray((filtered - filtered.mean()) / (filtered.std(ddof=1) + 1e-5))

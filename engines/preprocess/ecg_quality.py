@@ -17,7 +17,7 @@ from scipy import ndimage, signal
 
 from engines.errors import InputRefused, RefusalCode
 from engines.preprocess.ecg_beats import P_S, QRS_S, Beats, find_beats
-from engines.preprocess.ecg_window import Signal
+from engines.preprocess.ecg_window import Signal, butterworth
 from engines.preprocess.spec import EcgCleanSpec, EcgSpec
 from engines.records import LEAD_NAMES, EcgRecord
 
@@ -238,8 +238,8 @@ def pacing_spikes(window_mv: Signal, rate_hz: float, spec: EcgCleanSpec) -> int:
 
 
 def _beat_flags(window_mv: Signal, rate_hz: float, mask: NDArray[np.bool_], spec: EcgCleanSpec) -> Iterator[Flag]:
-    sections = signal.butter(2, 0.67, "highpass", fs=rate_hz, output="sos")
-    beats = find_beats(signal.sosfiltfilt(sections, window_mv, axis=1), rate_hz)
+    level = signal.sosfiltfilt(butterworth(2, 0.67, "highpass", rate_hz), window_mv, axis=1)
+    beats = find_beats(level, rate_hz)
     if beats is None:
         yield Flag(code=EcgFlag.NO_BEATS, sentence="Fewer than three beats stand out; cable swaps were not looked for.")
         return

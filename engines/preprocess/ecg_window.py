@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import TypeVar
+from functools import lru_cache
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +58,22 @@ def resampled(window_mv: Signal, from_hz: float, to_hz: float) -> Signal:
 
 def highpassed(window_mv: Signal, spec: EcgSpec) -> Signal:
     """Zero-phase Butterworth high-pass that settles over two seconds at either end."""
-    sections = signal.butter(spec.highpass_order, spec.highpass_hz, "highpass", fs=spec.sampling_rate_hz, output="sos")
+    sections = butterworth(spec.highpass_order, spec.highpass_hz, "highpass", spec.sampling_rate_hz)
     settle = min(2 * spec.sampling_rate_hz, window_mv.shape[1] - 1)
     return np.asarray(signal.sosfiltfilt(sections, window_mv, axis=1, padtype="odd", padlen=settle))
+
+
+_Kind = Literal["highpass", "bandpass"]
+
+
+def butterworth(order: int, edges_hz: float | tuple[float, float], kind: _Kind, rate_hz: float) -> Signal:
+    """Second-order sections of a Butterworth filter, [sections, 6]; designed once, a copy each time."""
+    return _designed(order, edges_hz, kind, rate_hz).copy()
+
+
+@lru_cache(maxsize=64)
+def _designed(order: int, edges_hz: float | tuple[float, float], kind: _Kind, rate_hz: float) -> Signal:
+    return np.asarray(signal.butter(order, edges_hz, kind, fs=rate_hz, output="sos"))
 
 
 def window_notes(start_s: float, missing: int, spec: EcgSpec) -> Iterator[str]:

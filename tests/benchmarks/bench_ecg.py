@@ -4,7 +4,7 @@ Networks: the encoder that two CPU cores train, and size T with weights in 8 bit
 which costs the same. Each is exported as for a bundle. Three parts are timed: the network alone; the whole way with the
 engine's decoder and preparation before either network; and the published way, pydicom's waveform, asymmetric least squares as
 published, eager torch. Before anything is timed every arm answers: the networks agree to a cosine of 0.9999, and the published
-baseline equals the engine's banded solution. All arms of a part run in one process, one after the other in every round, and
+baseline equals the engine's banded solution. All arms of a part run in one process, in changing order, and
 what is counted is processor time.
 
     python -m tests.benchmarks.bench_ecg --out ecg.json
@@ -74,9 +74,17 @@ def main() -> int:
     content = as_dicom(record)
     rows = [row for name, make in networks().items() for row in measured(name, make(), content, options.rounds)]
     packages = ("torch", "openvino", "onnxruntime", "pydicom", "scipy", "numpy")
-    environment = {name: version(name) for name in packages} | {"machine": platform.machine()}
+    environment = {name: version(name) for name in packages} | processor()
     options.out.write_text(json.dumps({"name": "ECG to estimates, one core", "rows": rows, "environment": environment}))
     return 0 if same_baseline(record) and all(row["correct"] for row in rows) else 1
+
+
+def processor() -> dict[str, str]:
+    """Its name, and whether it multiplies 8-bit numbers at once, on which the products of size T depend."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = sorted({"avx512_vnni", "avx_vnni", "amx_int8"} & set(text.split()))
+    name = str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+    return {"machine": platform.machine(), "processor": name, "8-bit products": ", ".join(found) or "none"}
 
 
 def networks() -> dict[str, Callable[[], Made]]:

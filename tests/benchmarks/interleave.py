@@ -1,4 +1,7 @@
-"""Arms of a benchmark one after the other in every round, so that whatever else the machine does holds them up alike."""
+"""Arms of a benchmark one after the other in every round, so that whatever else the machine does holds them up alike.
+
+The order changes from round to round: an arm that clears the caches would otherwise hold up the same successor every time.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,16 @@ def interleaved(
     """
     taken: dict[str, list[float]] = {name: [] for name in arms}
     for count in range(rounds + 1):
-        for name, arm in arms.items():
+        for name in _order(list(arms), count):
             started = clock()
-            arm()
+            arms[name]()
             if count:
                 taken[name].append(1000 * (clock() - started))
     return taken
+
+
+def _order(names: list[str], count: int) -> list[str]:
+    """Every arm is first, and after either neighbour, alike often: turned by one every second round, reversed in between."""
+    start = count // 2 % len(names)
+    turned = names[start:] + names[:start]
+    return turned[::-1] if count % 2 else turned

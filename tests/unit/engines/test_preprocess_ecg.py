@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import butter
 
 from engines.errors import InputRefused, RefusalCode
 from engines.preprocess.ecg import prepare_ecg
+from engines.preprocess.ecg_window import butterworth
 from engines.preprocess.spec import EcgSpec
 from engines.records import LEAD_NAMES, EcgRecord, SourceInstance
 from tests.doubles.hearts import clean_ecg
@@ -282,3 +284,11 @@ def test_the_array() -> None:
         assert found.shape == (1, 12, SPEC.window_samples)
         assert found.dtype == np.float32
         assert np.isfinite(found).all()
+
+
+def test_a_filter_is_designed_once_and_nobody_can_bend_it() -> None:
+    """Sections are SciPy's, and writing into those of one caller leaves those of the next as they were."""
+    expected = butter(2, 0.5, "highpass", fs=500, output="sos")
+    sections = butterworth(2, 0.5, "highpass", 500)
+    sections[:] = 0.0
+    assert np.array_equal(butterworth(2, 0.5, "highpass", 500), expected)
