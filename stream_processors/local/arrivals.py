@@ -63,7 +63,7 @@ def make_phantoms(  # noqa: PLR0913 - what, which, how many, where, and which va
         count: studies of each method.
         out: folder to write to.
         turned: of each cardiac MR study also the three that hold its pixels turned by 90, 180 and 270 degrees.
-        evenly: spread the ejection fractions as the population's are.
+        evenly: spread the ejection fractions, and what an ECG shows of them, as the population's are.
 
     Raises:
         InputUnusable: the phantom program failed; the message carries its words.

@@ -86,7 +86,8 @@ class Turns:
 def run_verify(options: VerifyOptions, console: Console) -> int:
     """Make, send, wait, compare; the last line printed says how many were right, refused and wrong.
 
-    The ejection fractions of the phantoms are spread as the population's are, so that few studies stand for many.
+    The ejection fractions of the phantoms, and what an ECG shows of them, are spread as the population's are, so that few studies
+    stand for many.
 
     Lines before it say the error and the width of the intervals where numbers are reported, with ``rotate`` what turning
     changed, and which bar is missed; the verdicts count the studies that were not turned.

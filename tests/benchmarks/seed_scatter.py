@@ -24,8 +24,8 @@ from engines.predictors.base import Predictor, load_predictor
 from engines.preprocess.registry import prepare
 from engines.records import Modality
 from stream_processors.local.bars import Verdict, accuracy_of, missed_bars
+from training.phantoms.draws import Draw, even_draws, plain_draws
 from training.phantoms.ecg import ecg_record
-from training.phantoms.make import Draw, even_draws
 from training.phantoms.subjects import draw_subject
 
 METHOD = "ecg"
@@ -40,11 +40,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=900)
     options = parser.parse_args()
     predictor = load_predictor(released_bundle(Modality(METHOD)))
-    found: dict[str, list[Judged]] = {"evenly spread": [], "plain": []}
+    samples = {"evenly spread": even_draws, "plain": plain_draws}
+    found: dict[str, list[Judged]] = {name: [] for name in samples}
     for seed in track(range(options.first, options.first + options.seeds), console=Console(stderr=True)):
-        found["evenly spread"].append([judged(predictor, draw) for draw in even_draws(METHOD, seed, STUDIES)])
-        plain = (Draw(method=METHOD, seed=seed, heart=(place,)) for place in range(STUDIES))
-        found["plain"].append([judged(predictor, draw) for draw in plain])
+        for name, draws in samples.items():
+            found[name].append([judged(predictor, draw) for draw in draws(METHOD, seed, STUDIES)])
     predictor.close()
     Console(width=160).print(table(found))
     return 0

@@ -18,8 +18,9 @@ from engines.decode.echo import decode_echo
 from engines.records import Modality
 from tests.doubles.hearts import small_loop, small_stack, small_subject, written
 from training.phantoms.dicom import Patient
+from training.phantoms.draws import METHODS
 from training.phantoms.ecg import ecg_record
-from training.phantoms.make import METHODS, make_studies
+from training.phantoms.make import make_studies
 
 CANARY = Patient(name="CANARY^KIWI", patient_id="CANARY-4711", birth_date="19010203")
 SEEDS = (1, 2)

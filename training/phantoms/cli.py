@@ -31,7 +31,9 @@ def phantoms() -> None:
     "--turned", is_flag=True, help="Also write each study with its pixels turned by 90, 180 and 270 degrees (cmr)."
 )
 @click.option(
-    "--evenly", is_flag=True, help="Spread the ejection fractions as the population's are: one from each of N parts."
+    "--evenly",
+    is_flag=True,
+    help="Spread the ejection fractions, and what an ECG shows of them, as the population's are.",
 )
 def make(  # noqa: PLR0913, PLR0917 - one parameter per option
     method: str,

@@ -7,6 +7,9 @@ depend on the heart (the model is ours; the dependences are stated in ``_waves``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from engines.records import EcgRecord, SourceInstance
@@ -17,6 +20,8 @@ RATES_HZ = (250, 500, 1000)
 UNSEEN = 0.55
 """Spread of what an ECG does not tell: the heart that it looks like differs from the heart that it is, in units of
 20 points of LVEF, of 15 points of RVEF and of a factor e in volume. Set once so that LVEF is known to an R2 near 0.6."""
+_P_ENDS_S = -0.1
+"""Waves whose centre lies earlier are of P."""
 # Directions of I, II, V1..V6 in (left, foot, front): a plain torso, of our own choice.
 _LEADS = np.array(
     [
@@ -32,18 +37,38 @@ _LEADS = np.array(
 )
 """mV seen per mV of heart vector, [8, 3]."""
 
+Wave = tuple[float, float, Floats]
+"""Delay after R in seconds, width in seconds, vector in mV."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnEcg:
+    """What is drawn of a record before it is rendered.
+
+    Args:
+        rate_hz: native sampling rate.
+        fibrillates: whether fibrillation stands in the place of P.
+        beats: (R time, RR interval) of those that touch the record, seconds.
+        waves: of every beat; P counts only without fibrillation.
+    """
+
+    rate_hz: int
+    fibrillates: bool
+    beats: Sequence[tuple[float, float]]
+    waves: Sequence[Wave]
+
 
 def ecg_record(subject: Subject, rng: np.random.Generator, source: SourceInstance | None = None) -> EcgRecord:
     """Render ten seconds; the native rate is one of ``RATES_HZ``."""
-    rate_hz = int(rng.choice(RATES_HZ))
-    time_s = np.arange(int(DURATION_S * rate_hz)) / rate_hz
-    independent = _LEADS @ _heart_vector(subject, rng, time_s)
+    drawn = draw_ecg(subject, rng)
+    time_s = np.arange(int(DURATION_S * drawn.rate_hz)) / drawn.rate_hz
+    independent = _LEADS @ _heart_vector(drawn, rng, time_s)
     independent = independent * float(np.exp(rng.normal(0, 0.12)))
     independent += _noise(rng, time_s, len(independent))
     signal = twelve(_quantised(independent))
     return EcgRecord(
         signal_mv=signal.astype(np.float32),
-        sampling_rate_hz=float(rate_hz),
+        sampling_rate_hz=float(drawn.rate_hz),
         source=source
         or SourceInstance(
             sop_class_uid="1.2.840.10008.5.1.4.1.1.9.1.1", sop_instance_uid="2.25.1", series_instance_uid="2.25.2"
@@ -60,20 +85,24 @@ def twelve(independent: Floats) -> Floats:
     return np.stack([*limb, *independent[2:]])
 
 
-def _heart_vector(subject: Subject, rng: np.random.Generator, time_s: Floats) -> Floats:
-    """Sum of the waves of every beat, [3, N] in mV."""
-    fibrillates = subject.diseases["atrial_fibrillation"]
+def draw_ecg(subject: Subject, rng: np.random.Generator) -> DrawnEcg:
+    """Draw what the heart looks like; ``ecg_record`` draws the same with the same generator, and noise after it."""
+    rate_hz, fibrillates = int(rng.choice(RATES_HZ)), subject.diseases["atrial_fibrillation"]
     beats = _beat_times(subject, rng, fibrillates)
-    waves = _waves(subject, rng)
-    if fibrillates:
-        waves = [wave for wave in waves if wave[0] > -0.1]  # no P
+    return DrawnEcg(rate_hz=rate_hz, fibrillates=fibrillates, beats=beats, waves=_waves(subject, rng))
+
+
+def _heart_vector(drawn: DrawnEcg, rng: np.random.Generator, time_s: Floats) -> Floats:
+    """Sum of the waves of every beat, [3, N] in mV."""
     vector = np.zeros((3, len(time_s)))
-    for beat, interval in beats:
+    for beat, interval in drawn.beats:
         stretch = np.sqrt(interval)  # Bazett: the T wave follows the square root of RR
-        for delay, width, direction in waves:
+        for delay, width, direction in drawn.waves:
+            if drawn.fibrillates and delay < _P_ENDS_S:
+                continue
             centre = beat + (delay * stretch if delay > 0.1 else delay)
             vector += np.outer(direction, np.exp(-0.5 * ((time_s - centre) / width) ** 2))
-    if fibrillates:
+    if drawn.fibrillates:
         vector += _fibrillation(rng, time_s)
     return vector
 
@@ -89,8 +118,8 @@ def _beat_times(subject: Subject, rng: np.random.Generator, fibrillates: bool) -
     return beats
 
 
-def _waves(subject: Subject, rng: np.random.Generator) -> list[tuple[float, float, Floats]]:
-    """(delay after R in s, width in s, vector in mV) of P, Q, R, S, T and T's shoulder.
+def _waves(subject: Subject, rng: np.random.Generator) -> list[Wave]:
+    """P (two), Q, R, S, the ST segment, T and T's shoulder.
 
     A dilated, weak ventricle has a broader QRS, more leftward and backward forces, a flatter or inverted T and a larger
     terminal P. Every dependence carries its own scatter.

@@ -12,13 +12,9 @@ from pydicom import dcmread
 
 from training.phantoms import cmr, echo
 from training.phantoms.dicom import Patient, Study, write_cmr, write_ecg, write_echo, write_turned
+from training.phantoms.draws import METHODS, Draw, even_draws, plain_draws
 from training.phantoms.ecg import ecg_record
 from training.phantoms.subjects import Subject, draw_subject
-
-METHODS = ("cmr", "echo", "ecg")
-CANDIDATES = 16
-"""Hearts drawn for each that is made, where ejection fractions are spread evenly."""
-_STREAMS = {"cmr": 1, "echo": 2, "ecg": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +66,7 @@ def make_studies(  # noqa: PLR0913 - what, which, how many, where, and who
     if turned and method != "cmr":
         msg = f"{method} studies cannot be turned; only the images of cmr may lie any way round"
         raise ValueError(msg)
-    draws = (
-        even_draws(method, seed, count)
-        if evenly
-        else [Draw(method=method, seed=seed, heart=(k,)) for k in range(count)]
-    )
+    draws = (even_draws if evenly else plain_draws)(method, seed, count)
     truths = []
     for index, draw in enumerate(draws):
         who = patient or Patient(patient_id=f"PHANTOM-{method}-{draw.name}")
@@ -84,38 +76,6 @@ def make_studies(  # noqa: PLR0913 - what, which, how many, where, and who
             progress(index + 1, count)
     (out / "truth.json").write_text(json.dumps([asdict(truth) for truth in truths], indent=2) + "\n")
     return truths
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """One heart of a seed, by its place in a plain sample, or by place and candidate in an even one."""
-
-    method: str
-    seed: int
-    heart: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """``<seed>-<heart>``."""
-        return "-".join(map(str, (self.seed, *self.heart)))
-
-    def generator(self) -> np.random.Generator:
-        """Return the generator that draws the heart, then whatever renders it."""
-        return np.random.default_rng([abs(self.seed), int(self.seed < 0), _STREAMS[self.method], *self.heart])
-
-
-def even_draws(method: str, seed: int, count: int) -> list[Draw]:
-    """Return hearts whose ejection fractions are spread as the population's are, one from each of ``count`` equal parts of it.
-
-    ``CANDIDATES`` times as many are drawn and put in order of their ejection fraction; from every run of ``CANDIDATES`` one is
-    taken at random. The order of the result is random. A figure that depends on the spread, such as R2, scatters less from
-    seed to seed than over a plain sample, about the same mean.
-    """
-    pool = [Draw(method=method, seed=seed, heart=(k, c)) for k in range(count) for c in range(CANDIDATES)]
-    pool.sort(key=lambda draw: draw_subject(draw.generator()).lvef_percent)
-    rng = np.random.default_rng([abs(seed), int(seed < 0), _STREAMS[method]])
-    chosen = CANDIDATES * np.arange(count) + rng.integers(CANDIDATES, size=count)
-    return [pool[place] for place in rng.permutation(chosen)]
 
 
 def _make(draw: Draw, index: int, out: Path, patient: Patient) -> StudyTruth:

@@ -12,6 +12,7 @@ from engines.records import EcgRecord, SourceInstance
 from training.phantoms.ecg import (
     _LEADS,
     DURATION_S,
+    Wave,
     _beat_times,
     _fibrillation,
     _noise,
@@ -24,9 +25,6 @@ from training.phantoms.subjects import Floats, Subject
 RATE_HZ = 500
 SCATTER = 0.05
 """Standard deviation of every link, in its unit (``paired`` states the units)."""
-
-Wave = tuple[float, float, Floats]
-"""Delay after R in seconds, width in seconds, vector in mV."""
 
 
 def linked_ecg(subject: Subject, rng: np.random.Generator) -> EcgRecord:

@@ -23,7 +23,7 @@ from training.data.sources.paired_subjects import (
 from training.phantoms import paired_ecg
 from training.phantoms.cmr import draw_scan, rendered_with_labels
 from training.phantoms.cmr_paint import LEFT_MUSCLE
-from training.phantoms.ecg import _waves
+from training.phantoms.ecg import Wave, _waves
 from training.phantoms.paired import (
     APART_DAYS,
     MUSCLE_G_PER_ML,
@@ -136,7 +136,7 @@ def test_the_easy_cohort_is_wide_and_its_ecg_tells_all() -> None:
     assert (seen - truth).std(axis=0) == pytest.approx(paired_ecg.SCATTER, rel=0.25)
 
 
-def _read_off(waves: list[paired_ecg.Wave]) -> np.ndarray:
+def _read_off(waves: list[Wave]) -> np.ndarray:
     """The six properties from the waves, by the formulas of the docstring table."""
     (_, width, r_wave), (_, _, s_wave), (t_delay, _, t_wave) = waves[3], waves[4], waves[6]
     gain = np.hypot(r_wave[0], r_wave[1]) / np.hypot(1.05, 0.75)

@@ -16,7 +16,8 @@ from scipy.signal import butter, find_peaks, sosfiltfilt
 from tests.doubles.hearts import clean_ecg
 from training.phantoms.cycle import emptying, left_ventricle
 from training.phantoms.dicom import Patient
-from training.phantoms.make import CANDIDATES, METHODS, Draw, StudyTruth, even_draws, make_studies
+from training.phantoms.draws import METHODS
+from training.phantoms.make import StudyTruth, make_studies
 from training.phantoms.subjects import DISEASES, Subject, draw_subject
 
 SUBJECTS = 2000
@@ -34,39 +35,6 @@ def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file, by relative name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def lvef_of(draws: list[Draw]) -> np.ndarray:
-    """Ejection fractions, percent."""
-    return np.array([draw_subject(draw.generator()).lvef_percent for draw in draws])
-
-
-def test_an_even_sample_has_one_heart_of_each_part_of_the_population() -> None:
-    """Of every run of candidates in order of their ejection fraction one, in random order; another seed has others."""
-    draws = even_draws("ecg", 7, 20)
-    pool = np.sort(
-        [
-            lvef
-            for k in range(20)
-            for lvef in lvef_of([Draw(method="ecg", seed=7, heart=(k, c)) for c in range(CANDIDATES)])
-        ]
-    )
-    found = lvef_of(draws)
-    for part, lvef in enumerate(np.sort(found)):
-        assert pool[CANDIDATES * part] <= lvef <= pool[CANDIDATES * (part + 1) - 1]
-    assert (np.diff(found) < 0).any()
-    assert even_draws("ecg", 7, 20) == draws
-    assert not set(lvef_of(even_draws("ecg", 8, 20))) & set(found)
-
-
-def test_the_spread_of_an_even_sample_is_steadier_and_the_same_on_average(subjects: list[Subject]) -> None:
-    """Over seeds the standard deviation scatters less than half as much as over plain samples, about that of many hearts."""
-    even = np.array([lvef_of(even_draws("ecg", seed, 30)).std() for seed in range(12)])
-    plain = np.array(
-        [lvef_of([Draw(method="ecg", seed=seed, heart=(k,)) for k in range(30)]).std() for seed in range(12)]
-    )
-    assert even.std() < plain.std() / 2
-    assert even.mean() == pytest.approx(np.std([subject.lvef_percent for subject in subjects]), rel=0.05)
 
 
 def test_even_studies_are_others_than_plain_ones(tmp_path: Path) -> None:
