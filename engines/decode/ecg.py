@@ -118,7 +118,7 @@ def _check_byte_order(dataset: Dataset) -> None:
 
 
 def _rhythm_group(dataset: Dataset) -> tuple[int, Dataset, dict[str, int]]:
-    """The longest original multiplex group with the independent leads, its index before it and its leads behind it."""
+    """Index, group and leads of the longest original multiplex group with the independent leads."""
     groups = enumerate(dataset.get("WaveformSequence") or [])
     original = [(index, group, _leads(group)) for index, group in groups if not _is_derived(group)]
     usable = [each for each in original if set(INDEPENDENT_LEADS) <= set(each[2])]

@@ -2,7 +2,7 @@
 
 OpenVINO reads the ONNX graph directly. It is faster than ONNX Runtime on some graphs and silently wrong on others, so
 it serves a bundle only where the golden vectors agree (``engines.selftest``). Products whose weights the graph stores in 8
-bits are computed in 8 bits, every ``_GROUP`` inputs with a scale of their own, in half the time; everything else in FP32.
+bits are computed in 8 bits, every ``_GROUP`` inputs with a scale of their own; everything else in FP32.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from tests.benchmarks.interleave import order_of_round
 from tests.doubles.echo_videos import write_avi
 from training.coreecho.clips import ClipShape, Sampling, Video, two_view_batch, two_views
 from training.data.clip_store import ClipStore
@@ -161,9 +162,9 @@ def interleaved(arms: dict[str, Callable[[int], np.ndarray]], rounds: int) -> di
     """What every side took in every round; one round before that is not counted."""
     taken: dict[str, list[Taken]] = {name: [] for name in arms}
     for batch in range(rounds + 1):
-        for name, arm in arms.items():
+        for name in order_of_round(list(arms), batch):
             wall, processor = time.perf_counter(), time.process_time()
-            arm(batch)
+            arms[name](batch)
             if batch:
                 took = time.perf_counter() - wall, time.process_time() - processor
                 taken[name].append(Taken(*(1000 * seconds for seconds in took)))

@@ -22,7 +22,7 @@ def interleaved(
     """
     taken: dict[str, list[float]] = {name: [] for name in arms}
     for count in range(rounds + 1):
-        for name in _order(list(arms), count):
+        for name in order_of_round(list(arms), count):
             started = clock()
             arms[name]()
             if count:
@@ -30,7 +30,7 @@ def interleaved(
     return taken
 
 
-def _order(names: list[str], count: int) -> list[str]:
+def order_of_round(names: list[str], count: int) -> list[str]:
     """Every arm is first, and after either neighbour, alike often: turned by one every second round, reversed in between."""
     start = count // 2 % len(names)
     turned = names[start:] + names[:start]

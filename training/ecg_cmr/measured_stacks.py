@@ -9,7 +9,6 @@ Letters: S slices of the ventricle from the apex, H row, W column.
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from engines.preprocess.cmr import LocatedHeart, crop_slices, locate_heart
 from engines.preprocess.cmr_volume import CmrVolumeSpec, check_quality, slice_heights_mm
 from engines.preprocess.spec import CmrSpec
 from engines.records import CineStack
+from training.data.sources.ecg_tables import rows_of_table
 from training.data.sources.paired_subjects import TARGETS
 from training.ecg_cmr.segmented_stack import measured, segmented_stack
 from training.enf.segmentation import segmented, ventricle_slices, with_labels
@@ -56,7 +56,7 @@ class StackRow:
         key: names the patient.
         stated: targets as the data set states them.
         measured: targets by segmentation; empty where the stack was refused.
-        crop: by the labels of the network.
+        crop: by the labels of the network; None where it sees no heart in a wider crop.
         true_crop: by the labels of a phantom; None for patients.
         code, reason: of the refusal, empty without one.
     """
@@ -120,14 +120,16 @@ def measure_stack(
     return StackRow(key=key, stated=stated, measured=found, crop=seen_crop(located, by), true_crop=truth)
 
 
-def seen_crop(located: LocatedHeart, by: Segmenter) -> CropCheck:
-    """Hold the crop of the towers against the heart that the network finds in a wider one."""
+def seen_crop(located: LocatedHeart, by: Segmenter) -> CropCheck | None:
+    """Hold the crop of the towers against the heart that the network finds in a wider one, None where it finds none."""
     beat = (located.phases.end_diastole,)
     wide_SWW = crop_slices(located, by.spec, WIDE_PX, ventricle_slices(located), beat)[:, 0]
     spacing_mm = (by.spec.pixel_spacing_mm, by.spec.pixel_spacing_mm)
     centre = ((WIDE_PX - 1) / 2, (WIDE_PX - 1) / 2)
-    labels_SWW = largest_piece(segmented(wide_SWW, by.network))
-    return crop_check(labels_SWW, centre, spacing_mm, side_mm(by.volume))
+    labels_SWW = segmented(wide_SWW, by.network)
+    if not (labels_SWW != Tissue.BACKGROUND).any():
+        return None
+    return crop_check(largest_piece(labels_SWW), centre, spacing_mm, side_mm(by.volume))
 
 
 def largest_piece(labels_SHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -195,26 +197,12 @@ def read_measured(path: Path) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: it is no such table, a key is there twice, or a cell is no number.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in ("key", *TARGETS) if name not in (reader.fieldnames or ())]:
-            raise ValueError(
-                f"{path.name} has no column {', '.join(missing)}; expected the measured.csv that "
-                "`purkinje-train evaluate segmentation --data` writes"
-            )
-        found: dict[str, dict[str, float]] = {}
-        for row in reader:
-            if row["key"] in found:
-                raise ValueError(f"line {reader.line_num} of {path.name}: the key is there twice; leave one of each")
-            found[row["key"]] = {name: _number(row[name], name, reader.line_num) for name in TARGETS if row[name]}
+    layout = "expected the measured.csv that `purkinje-train evaluate segmentation --data` writes"
+    found: dict[str, dict[str, float]] = {}
+    for row in rows_of_table(path, ("key", *TARGETS), layout):
+        key = row.text("key")
+        if key in found:
+            raise ValueError(f"{row.where}: the key is there twice; leave one of each")
+        numbers = {name: row.number(name) for name in TARGETS}
+        found[key] = {name: value for name, value in numbers.items() if value is not None}
     return found
-
-
-def _number(text: str, name: str, line: int) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"line {line}: {name} is {text!r}; expected a number, or nothing where it was not measured")
-    return value

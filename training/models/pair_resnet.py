@@ -6,7 +6,8 @@ Code: ``monai.networks.nets.resnet50`` of MONAI, Apache-2.0. Weights: none, trai
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from monai.networks.nets import resnet50
@@ -30,8 +31,18 @@ class PairResNet(nn.Module):
     @classmethod
     def fifty(cls) -> Self:
         """Return the network with 50 layers, 23.5 million parameters."""
+        return cls.of(resnet50)
+
+    @classmethod
+    def of(cls, build: Callable[..., nn.Module], **more: Any) -> Self:
+        """Return a network of another depth or width.
+
+        Args:
+            build: one of MONAI's ``resnet*``.
+            more: further arguments of it.
+        """
         return cls(
-            resnet50(
+            build(
                 pretrained=False,
                 spatial_dims=2,
                 n_input_channels=2,
@@ -39,6 +50,7 @@ class PairResNet(nn.Module):
                 conv1_t_size=7,
                 conv1_t_stride=2,
                 bias_downsample=False,
+                **more,
             )
         )
 

@@ -81,18 +81,7 @@ def _baseline(optim: OptimConfig, task: Task) -> BaselineConfig:
 
 def _small_network() -> PairResNet:
     """Ten thin layers in place of fifty: what is tested is the comparison."""
-    return PairResNet(
-        resnet10(
-            pretrained=False,
-            spatial_dims=2,
-            n_input_channels=2,
-            num_classes=1,
-            conv1_t_size=7,
-            conv1_t_stride=2,
-            bias_downsample=False,
-            widen_factor=0.25,
-        )
-    )
+    return PairResNet.of(resnet10, widen_factor=0.25)
 
 
 @pytest.fixture(scope="module")

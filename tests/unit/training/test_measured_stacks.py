@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from torch import Tensor, nn
 
+from engines.preprocess.cmr import locate_heart
 from tests.doubles.painted_stacks import GREYS, PaintedStacks, ReadsPaint
 from training.cli import main
 from training.data.sources.paired_subjects import TARGETS
@@ -23,6 +26,7 @@ from training.ecg_cmr.measured_stacks import (
     largest_piece,
     measure_stack,
     read_measured,
+    seen_crop,
     write_rows,
 )
 from training.ecg_cmr.preparation import cmr_volume_small
@@ -89,6 +93,18 @@ def test_other_organs_are_no_part_of_the_heart() -> None:
     np.testing.assert_array_equal(kept[:, :10], labels[:, :10])
 
 
+def test_where_no_heart_is_seen_no_crop_is_judged(by: Segmenter) -> None:
+    """A network that sees none in the wider crop says nothing of the crop, and stops no data set."""
+
+    class SeesNothing(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.cat([torch.ones_like(image), torch.zeros_like(image).expand(-1, 3, -1, -1)], dim=1)
+
+    located = locate_heart(PaintedStacks(stacks=1).read(0)[0], by.volume.heart)
+    assert seen_crop(located, by) is not None
+    assert seen_crop(located, replace(by, network=SeesNothing())) is None
+
+
 def row(key: str, lvef: float, **changes: object) -> StackRow:
     """A row with one target."""
     made = StackRow(
@@ -114,9 +130,9 @@ def test_the_table_is_read_back(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("eid,lvef\n1,50\n", "has no column key"),
-        (f"key,{','.join(TARGETS)}\na{',' * 11}\na{',' * 11}\n", "line 3 .* twice"),
-        (f"key,{','.join(TARGETS)}\na,abc{',' * 10}\n", "line 2: lvedv is 'abc'"),
-        (f"key,{','.join(TARGETS)}\na,inf{',' * 10}\n", "line 2: lvedv is 'inf'"),
+        (f"key,{','.join(TARGETS)}\na{',' * 11}\na{',' * 11}\n", "line 3: .* twice"),
+        (f"key,{','.join(TARGETS)}\na,abc{',' * 10}\n", "line 2: lvedv is no number"),
+        (f"key,{','.join(TARGETS)}\na,inf{',' * 10}\n", "line 2: lvedv is no number"),
     ],
 )
 def test_a_broken_table_is_refused(tmp_path: Path, text: str, said: str) -> None:

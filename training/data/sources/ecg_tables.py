@@ -1,6 +1,6 @@
-"""Tables of the public ECG sets: CSV with a header, read line by line, every complaint with file and line.
+"""Tables of ECGs: CSV with a header, read line by line, every complaint with file and line.
 
-Called by the readers ``ptb_xl``, ``mimic_iv_ecg`` and ``echonext``.
+Called by the readers ``ptb_xl``, ``mimic_iv_ecg`` and ``echonext``, and for what was measured of stacks.
 """
 
 from __future__ import annotations
